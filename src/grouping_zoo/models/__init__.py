@@ -1,0 +1,1 @@
+"""The networks, one file a family; importing a file registers its models with timm."""
