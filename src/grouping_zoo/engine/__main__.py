@@ -1,0 +1,41 @@
+"""`python -m grouping_zoo.engine RECIPE [--resume auto|never] [KEY=VALUE ...]`, also under `accelerate launch -m`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from grouping_zoo.engine.loop import train
+from grouping_zoo.engine.recipe import load_recipe
+from grouping_zoo.user_errors import report_user_errors
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Trains by a recipe; exit code 2 on a user's mistake, 130 on an interruption."""
+    parser = _Parser(prog="python -m grouping_zoo.engine", description="Train by a recipe.", allow_abbrev=False)
+    parser.add_argument("recipe", help="YAML file, or name of a packaged recipe")
+    parser.add_argument("--resume", choices=("auto", "never"), help="short for run.resume")
+    parser.epilog = "Any setting can follow as KEY=VALUE, --KEY=VALUE or --KEY VALUE, for example run.steps=100."
+    with report_user_errors():
+        known, overrides = parser.parse_known_args(arguments)
+        if known.resume is not None:
+            overrides.append(f"run.resume={known.resume}")
+        try:
+            metrics = train(load_recipe(known.recipe, overrides))
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED_EXIT_CODE) from None
+    if os.environ.get("RANK", "0") == "0":
+        for name, value in metrics.items():
+            print(f"{name}: {value:.4f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,415 @@
+"""The task "image_text": two towers trained from images and their captions."""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from grouping_zoo.data.captions import PROMPT_TEMPLATES, NltkNounExtractor, NounExtractor, VocabularyNounExtractor
+from grouping_zoo.data.captions import frequent_nouns as find_frequent_nouns
+from grouping_zoo.data.image_text import (
+    CaptionedImages,
+    CaptionedStream,
+    ImageTextDataset,
+    ImageTextStream,
+    captioned_folder,
+    collate,
+    hub_images,
+    shard_stream,
+)
+from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.tokenization import clip_tokenizer, make_tokenize, train_tokenizer
+from grouping_zoo.data.views import train_transform
+from grouping_zoo.engine.recipe import Recipe
+from grouping_zoo.evaluation.scenes import evaluate_on_scenes
+from grouping_zoo.hf.checkpoint_folder import find_checkpoint, save_checkpoint
+from grouping_zoo.hf.groupvit import (
+    ZooGroupViTConfig,
+    ZooGroupViTImageProcessor,
+    ZooGroupViTModel,
+    ZooGroupViTProcessor,
+    timm_input_description,
+)
+from grouping_zoo.models.groupvit_checkpoint import convert_state_dict, load_two_towers
+from grouping_zoo.models.groupvit_stages import adapt_stages
+from grouping_zoo.models.image_text import ImageTextModel
+from grouping_zoo.objectives.image_text import ImageTextObjective
+
+logger = logging.getLogger(__name__)
+
+# What may be tuned (Sharma 2023, section 5.5.1, Table 3): parts of `ImageTextModel` by parameter name.
+PARTS = {
+    "all": r"",
+    "grouping_blocks": r"vision\.stages\.\d+\.grouping\.",
+    "last_grouping_block": r"vision\.stages\.{last}\.grouping\.",
+    "image_projector": r"image_projector\.",
+    "text_projector": r"text_projector\.",
+}
+Part = Literal["all", "grouping_blocks", "last_grouping_block", "image_projector", "text_projector"]
+CAPTIONS_FOR_VOCABULARY = 2000
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The two towers."""
+
+    architecture: str = "groupvit_small_patch16_224"
+    """timm name of the vision tower."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the vision tower."""
+    tokenizer: str = "clip"
+    """"clip"; "trained", a small vocabulary made from the first captions; or a folder or hub name of a tokenizer."""
+    vocabulary_size: int = 512
+    """Of a trained vocabulary."""
+    context_length: int = 77
+    """Longest text in tokens."""
+    text_width: int = 256
+    """Width of the text tower."""
+    text_depth: int = 12
+    """Layers of the text tower."""
+    text_heads: int = 4
+    """Attention heads of the text tower."""
+    projection_dim: int = 256
+    """Width of the joint space."""
+    projection_hidden_dim: int = 4096
+    """Hidden width of both projectors."""
+    projection_batch_norm: bool = True
+    """Whether the projectors have batch norms."""
+    tune: list[Part] = field(default_factory=lambda: ["all"])
+    """Parts whose parameters are trained; the others stay as they are."""
+    adapt_stages: bool = False
+    """Let run.init_from be a checkpoint with other stages (section 5.13)."""
+
+    def __post_init__(self) -> None:
+        if not self.tune:
+            raise ValueError(f"model.tune: expected at least one of {', '.join(PARTS)}, got an empty list")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Images with captions, and the nouns in them."""
+
+    source: Literal["scenes", "folder", "hub", "webdataset"] = "scenes"
+    """"scenes": the built-in ones; "folder": images with metadata.csv or metadata.jsonl; "hub": a data set's name;
+    "webdataset": shards."""
+    path: str | None = None
+    """Folder, hub name, or shard pattern; null for scenes."""
+    split: str = "train"
+    """Split of a hub data set."""
+    streaming: bool = False
+    """Read a hub data set without downloading it first."""
+    length: int = 10_000
+    """Scenes an epoch."""
+    objects: Literal["shapes", "digits"] = "shapes"
+    """What the scenes show."""
+    image_size: int = 224
+    """Side of the training views in pixels."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image that a view shows."""
+    flip: bool = True
+    """Mirror half of the views."""
+    color_jitter: float = 0.4
+    """Strength of colour changes."""
+    rand_augment: bool = True
+    """DeiT's random augmentation."""
+    erasing: float = 0.25
+    """Probability of an erased rectangle."""
+    nouns: Literal["source", "nltk", "nltk_phrases", "vocabulary"] = "nltk"
+    """Where labels come from: the source's own, NLTK's nouns, adjective + noun phrases, or a given vocabulary."""
+    vocabulary: list[str] = field(default_factory=list)
+    """Nouns to look for with nouns=vocabulary."""
+    num_nouns: int = 3
+    """Labels an image, K."""
+    fill: Literal["pad", "caption"] = "caption"
+    """Where a caption has fewer nouns: "caption" repeats it (as published), "pad" masks the missing (section 5.7)."""
+    minimum_noun_count: int = 0
+    """Keep only nouns in at least so many captions (section 5.7.1); 0 keeps all. Reads all captions once."""
+
+    def __post_init__(self) -> None:
+        if (self.source == "scenes") != (self.path is None):
+            raise ValueError(
+                f"data.path: expected {'null' if self.source == 'scenes' else 'a path or name'} with "
+                f"data.source={self.source}, got {self.path}"
+            )
+        if (self.nouns == "vocabulary") != bool(self.vocabulary):
+            raise ValueError("data.vocabulary: give nouns with data.nouns=vocabulary, and only then")
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    """Arguments of `grouping_zoo.objectives.image_text.ImageTextObjective`, where they are explained."""
+
+    caption_weight: float = 1.0
+    multi_label_weight: float = 1.0
+    positives: Literal["own", "equal"] = "own"
+    noun_similarity: Literal["image", "segments"] = "image"
+    memory_bank: int = 0
+    group_entropy: float = 0.0
+    label_entropy: float = 0.0
+    segment_entropy: float = 0.0
+    regularize_from: float = 0.0
+    distillation_weight: float = 0.0
+    teacher: str | None = None
+    """timm vision transformer whose patch affinities are distilled (section 5.14), e.g. vit_small_patch16_224.dino."""
+    teacher_layer: int = 9
+    """Block of the teacher whose patch tokens are compared, counted from 0."""
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Zero-shot figures on held-out built-in scenes, and what the checkpoint takes for its defaults."""
+
+    images: int = 0
+    """Scenes; 0 for no evaluation."""
+    class_names: list[str] | None = None
+    """Default classes of the checkpoint; null takes those of the scenes, if they are the source."""
+    templates: list[str] = field(default_factory=lambda: list(PROMPT_TEMPLATES))
+    """Prompts of a class."""
+    background_threshold: float = 0.95
+    """Affinity below which a pixel counts as background."""
+
+
+@dataclass(kw_only=True)
+class ImageTextRecipe(Recipe):
+    """A two-tower training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def build(self) -> "ImageTextTask":
+        """Makes the towers, the objective and the data."""
+        return ImageTextTask(self)
+
+
+class ImageTextTask:
+    """See `grouping_zoo.engine.task.Task`."""
+
+    def __init__(self, recipe: ImageTextRecipe) -> None:
+        self.recipe = recipe
+        source = _open_source(recipe)
+        self.tokenizer = _make_tokenizer(recipe.model, source)
+        self.tokenize = make_tokenize(self.tokenizer)
+        self.model_settings = _model_settings(recipe.model, self.tokenizer)
+        self.model = ImageTextModel(**self.model_settings)
+        freeze_all_but(self.model, recipe.model.tune)
+        settings = asdict(recipe.objective)
+        teacher, layer = settings.pop("teacher"), settings.pop("teacher_layer")
+        if teacher is not None:
+            settings["teacher"] = PatchTokens(teacher, layer)
+        self.objective = ImageTextObjective(self.model, **settings)
+        self.dataset = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
+        self.collate: Callable[[list[Any]], Any] = collate
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Zero-shot figures on held-out scenes; none if the recipe asks for none."""
+        settings = self.recipe.evaluation
+        if not settings.images:
+            return {}
+        assert isinstance(model, ImageTextModel)
+        return evaluate_on_scenes(
+            model,
+            self.tokenize,
+            images=settings.images,
+            objects=self.recipe.data.objects,
+            image_size=self.recipe.data.image_size,
+            templates=settings.templates,
+            background_threshold=settings.background_threshold,
+        )
+
+    def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
+        """Writes a checkpoint folder that timm and transformers open."""
+        assert isinstance(model, ImageTextModel)
+        settings, size = self.recipe.evaluation, self.recipe.data.image_size
+        description = timm_input_description(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
+        class_names = settings.class_names
+        if class_names is None and self.recipe.data.source == "scenes":
+            class_names = list(Scenes(objects=self.recipe.data.objects).class_names)
+        config = ZooGroupViTConfig(
+            **self.model_settings,
+            class_names=class_names,
+            prompt_templates=settings.templates,
+            background_threshold=settings.background_threshold,
+            pretrained_cfg=description,
+        )
+        published = ZooGroupViTModel(config)
+        published.model.load_state_dict(model.state_dict())
+        image_processor = ZooGroupViTImageProcessor(
+            size={"height": size, "width": size}, image_mean=description["mean"], image_std=description["std"]
+        )
+        processor = ZooGroupViTProcessor(image_processor, self.tokenizer)
+        save_checkpoint(folder, published.eval(), processor, model_card(self.recipe, metrics))
+
+    def load_weights(self, source: str) -> None:
+        """Starts from a checkpoint folder or hub name (this package's or transformers'), or an original `.pth`."""
+        if source.endswith((".pth", ".pth.tar", ".pt")):
+            loaded = torch.load(source, map_location="cpu", weights_only=True)
+            state = convert_state_dict(loaded.get("model", loaded))
+        else:
+            state = ZooGroupViTModel.from_pretrained(find_checkpoint(source)).model.state_dict()
+        if self.recipe.model.adapt_stages:
+            state, kept = adapt_stages(state, self.model)
+            logger.info("parameters without a counterpart in %s: %s", source, ", ".join(kept) or "none")
+        load_two_towers(self.model, state)
+
+
+class PatchTokens(nn.Module):
+    """A frozen timm vision transformer that gives the patch tokens of one block, (B, N, C)."""
+
+    def __init__(self, name: str, layer: int) -> None:
+        super().__init__()
+        self.network: Any = timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True)
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to tokens, without class token."""
+        tokens = self.network.forward_intermediates(
+            x, indices=[self.layer], output_fmt="NLC", intermediates_only=True, stop_early=True
+        )
+        return tokens[0]
+
+
+def freeze_all_but(model: ImageTextModel, parts: Iterable[Part]) -> None:
+    """Leaves gradients to the parameters of some parts alone.
+
+    Raises:
+        ValueError: for a part that the model does not have.
+    """
+    last = max(i for i, stage in enumerate(model.vision.stages) if stage.grouping is not None)
+    patterns = [re.compile(PARTS[part].format(last=last) if "{last}" in PARTS[part] else PARTS[part]) for part in parts]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(pattern.match(name) for pattern in patterns))
+
+
+def model_card(recipe: ImageTextRecipe, metrics: dict[str, float]) -> str:
+    """The card of a checkpoint: how to open it, what it was trained on and how it does."""
+    name = Path(recipe.run.output_dir).name
+    figures = "".join(f"| {key} | {value:.1f} |\n" for key, value in metrics.items())
+    table = f"| figure | value |\n|---|---|\n{figures}" if metrics else "Not evaluated.\n"
+    return f"""---
+library_name: timm
+license: apache-2.0
+pipeline_tag: zero-shot-image-classification
+tags: [grouping-zoo, groupvit, zero-shot, image-segmentation]
+---
+
+# {name}
+
+A GroupViT (`{recipe.model.architecture}`) trained by [grouping_zoo](https://github.com/grouping-zoo/grouping-zoo) for
+{recipe.run.steps} updates of {recipe.run.batch_size} image-text pairs from "{recipe.data.path or recipe.data.source}".
+It groups the pixels of an image and names the groups by text.
+
+```python
+import grouping_zoo, timm
+from transformers import AutoModel, AutoProcessor
+
+features = timm.create_model("local-dir:{name}", pretrained=True)  # the vision tower
+model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")  # both towers
+```
+
+```
+grouping-zoo segment photo.jpg --model {name} --classes "ball, star"
+```
+
+{table}"""
+
+
+def _open_source(recipe: ImageTextRecipe) -> Scenes | CaptionedImages | CaptionedStream:
+    data = recipe.data
+    if data.path is None:
+        return Scenes("train", data.length, data.image_size, recipe.run.seed, data.objects)
+    if data.source == "folder":
+        return captioned_folder(data.path)
+    if data.source == "hub":
+        return hub_images(data.path, data.split, data.streaming)
+    return shard_stream(data.path)
+
+
+def _captions(source: Scenes | CaptionedImages, count: int) -> Iterator[str]:
+    """The first captions, without opening images that lie in files."""
+    if isinstance(source, CaptionedImages):
+        return islice(source.captions(), count)
+    return (source[index].caption for index in range(min(len(source), count)))
+
+
+def _noun_extractor(data: DataConfig, source: Scenes | CaptionedImages | CaptionedStream) -> NounExtractor | None:
+    if data.nouns == "source" or not data.num_nouns:
+        return None
+    extractor: NounExtractor
+    if data.nouns == "vocabulary":
+        extractor = VocabularyNounExtractor(data.vocabulary)
+    else:
+        extractor = NltkNounExtractor(phrases=data.nouns == "nltk_phrases")
+    if not data.minimum_noun_count:
+        return extractor
+    if isinstance(source, CaptionedStream):
+        raise ValueError("data.minimum_noun_count: expected 0 with a stream, whose captions cannot be counted first")
+    captions = _captions(source, len(source))
+    return VocabularyNounExtractor(find_frequent_nouns(captions, extractor, data.minimum_noun_count))
+
+
+def _make_dataset(
+    recipe: ImageTextRecipe,
+    source: Scenes | CaptionedImages | CaptionedStream,
+    tokenize: Callable[[list[str]], Tensor],
+    description: dict[str, Any],
+) -> Dataset[Any]:
+    data = recipe.data
+    transform = train_transform(
+        data.image_size,
+        description["mean"],
+        description["std"],
+        scale=data.crop_scale,
+        flip=data.flip,
+        color_jitter=data.color_jitter,
+        rand_augment=data.rand_augment,
+        erasing=data.erasing,
+    )
+    num_nouns = data.num_nouns if recipe.objective.multi_label_weight else 0
+    arguments = (transform, tokenize, _noun_extractor(data, source), num_nouns, data.fill, recipe.run.seed)
+    if isinstance(source, CaptionedStream):
+        stream = ImageTextStream(source, *arguments)
+        stream.check_shards(max(recipe.run.num_workers, 1))
+        return stream
+    return ImageTextDataset(source, *arguments)
+
+
+def _make_tokenizer(config: ModelConfig, source: Scenes | CaptionedImages | CaptionedStream) -> PreTrainedTokenizerBase:
+    if config.tokenizer == "clip":
+        return clip_tokenizer(config.context_length)
+    if config.tokenizer != "trained":
+        return AutoTokenizer.from_pretrained(config.tokenizer, model_max_length=config.context_length)
+    if isinstance(source, CaptionedStream):
+        raise ValueError("model.tokenizer: expected clip or a tokenizer's folder with a stream, got trained")
+    captions = _captions(source, CAPTIONS_FOR_VOCABULARY)
+    prompts = [template.format("") for template in PROMPT_TEMPLATES]
+    return train_tokenizer([*captions, *prompts], config.vocabulary_size, config.context_length)
+
+
+def _model_settings(config: ModelConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Arguments of `ImageTextModel`, which are also fields of `ZooGroupViTConfig`."""
+    return dict(
+        architecture=config.architecture,
+        model_args=config.model_args,
+        text_args=dict(
+            vocab_size=len(tokenizer),
+            context_length=config.context_length,
+            width=config.text_width,
+            depth=config.text_depth,
+            num_heads=config.text_heads,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        projection_dim=config.projection_dim,
+        projection_hidden_dim=config.projection_hidden_dim,
+        projection_batch_norm=config.projection_batch_norm,
+    )

@@ -1,0 +1,41 @@
+"""What a training task gives to the loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+from torch.utils.data import Dataset
+
+
+class Task(Protocol):
+    """An objective, its data, and what is done with the trained network.
+
+    Attributes:
+        objective: `objective(batch) -> {"loss": scalar, ...}` with `.model`, the network that is averaged, evaluated
+            and exported, and `after_step(progress)`, called after each update with the trained share, 0 to 1. Its
+            buffers are part of the training state.
+        dataset: map-style and indexed by `SampleKey(epoch, index)`; or an `IterableDataset` with `state_dict` and
+            `load_state_dict`. The latter shards itself over processes and workers and is iterated anew whenever it
+            ends, so it keeps its own epoch. Neither may draw from the global random state.
+        collate: list of samples -> batch.
+    """
+
+    objective: nn.Module
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any]
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a network that is in evaluation mode.
+
+        Called on every process at once, which may share the work; the first process' result is recorded.
+        """
+        ...
+
+    def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
+        """Writes the checkpoint into an empty folder. Called on the first process alone."""
+        ...
+
+    def load_weights(self, source: str) -> None:
+        """Starts the network from the weights of the checkpoint folder or name `source` (`run.init_from`)."""
+        ...

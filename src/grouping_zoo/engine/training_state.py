@@ -1,0 +1,194 @@
+"""Training states on disk: written whole or not at all, and without pickle.
+
+    output_dir/state/step-00000123/
+        shared.json, shared.safetensors          everything that is the same on all processes
+        process-00000.json, ...safetensors       random state and stream position of each process
+
+Each pair of files holds one tree of dicts and lists: the tensors in safetensors, all else in JSON.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from grouping_zoo.engine.recipe import Recipe, recipe_settings
+
+STATE_NAME = re.compile(r"step-\d{8}")
+# Names that no state has, for folders that are not, or no longer, complete.
+WRITING, DELETING = ".writing-", ".deleting-"
+
+FREE_TO_CHANGE = frozenset(
+    f"run.{name}"
+    for name in (
+        "output_dir",
+        "log_every",
+        "validate_every",
+        "save_every",
+        "keep_checkpoints",
+        "tracker",
+        "num_workers",
+        "resume",
+    )
+)
+"""Settings that may differ on resume, as the trained weights do not depend on them."""
+
+
+def latest_state(output_dir: Path) -> Path | None:
+    """The newest complete training state of a run, or None."""
+    folder = output_dir / "state"
+    if not folder.is_dir():
+        return None
+    return max((path for path in folder.iterdir() if STATE_NAME.fullmatch(path.name)), default=None)
+
+
+def save_state(
+    output_dir: Path, step: int, shared: dict[str, Any], own: dict[str, Any], keep: int, accelerator: Accelerator
+) -> Path:
+    """Writes a training state, then deletes all but the newest.
+
+    Called on every process. The state appears under its name only once it lies on the disk whole: renaming it is the
+    commit. What a killed process leaves behind is never taken for a state.
+
+    Args:
+        output_dir: folder of the run, seen by all processes.
+        step: updates done.
+        shared: tree that is the same on all processes; the first one's is written.
+        own: tree of this process.
+        keep: number of newest states kept.
+        accelerator: knows the processes.
+
+    Returns:
+        folder of the state.
+    """
+    folder = output_dir / "state" / f"step-{step:08d}"
+    writing = folder.with_name(WRITING + folder.name)
+    if accelerator.is_main_process and not folder.exists():
+        remove_leftovers(output_dir)
+        writing.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    if writing.exists():
+        write_tree(writing / f"process-{accelerator.process_index:05d}", own)
+        if accelerator.is_main_process:
+            write_tree(writing / "shared", {"step": step, "processes": accelerator.num_processes, **shared})
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if writing.exists():
+            _sync(writing)
+            os.replace(writing, folder)
+            _sync(folder.parent)
+        _delete_all_but_newest(folder.parent, keep)
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def load_state(folder: Path, recipe: Recipe, accelerator: Accelerator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads the shared tree and this process' own one.
+
+    Raises:
+        ValueError: if the state belongs to another recipe or number of processes.
+    """
+    shared = read_tree(folder / "shared")
+    if shared["processes"] != accelerator.num_processes:
+        raise ValueError(
+            f"processes: expected {shared['processes']}, as wrote {folder}, got {accelerator.num_processes}; random "
+            f"states cannot be split: launch with --num_processes {shared['processes']} or use another run.output_dir"
+        )
+    check_same_training(shared["recipe"], recipe, folder)
+    return shared, read_tree(folder / f"process-{accelerator.process_index:05d}")
+
+
+def check_same_training(saved: dict[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Refuses to continue a run under settings that alter the training."""
+    before, now = _flat(saved), _flat(recipe_settings(recipe))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if key not in FREE_TO_CHANGE]
+    if changes:
+        raise ValueError(
+            f"recipe: expected the settings of the interrupted run in {folder}, got other ones ({'; '.join(changes)}); "
+            f"set them back, or train anew in another run.output_dir (run.init_from can start from its weights)"
+        )
+
+
+def remove_leftovers(output_dir: Path) -> None:
+    """Deletes what killed processes left half written or half deleted."""
+    for prefix in (WRITING, DELETING):
+        for path in (output_dir / "state").glob(f"{prefix}*"):
+            shutil.rmtree(path)
+
+
+def write_tree(path: Path, tree: Any) -> None:
+    """Writes a tree of dicts, lists, tuples, tensors and JSON values to `path`.json and `path`.safetensors."""
+    tensors: dict[str, Tensor] = {}
+    structure = _pack(tree, "", tensors)
+    save_file(tensors, path.with_suffix(".safetensors"))
+    path.with_suffix(".json").write_text(json.dumps(structure), encoding="utf-8")
+    _sync(path.with_suffix(".safetensors"))
+    _sync(path.with_suffix(".json"))
+
+
+def read_tree(path: Path) -> Any:
+    """Reads what `write_tree` wrote; tensors come to the CPU."""
+    tensors = load_file(path.with_suffix(".safetensors"))
+    return _unpack(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")), tensors)
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        # A copy, as safetensors refuses tensors that share memory (tied weights).
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        # Pairs, because JSON would turn keys that are numbers into strings.
+        return {"dict": [[key, _pack(entry, f"{name}/{key}", tensors)] for key, entry in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(entry, f"{name}/{index}", tensors) for index, entry in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"training state: expected tensors and JSON values, got {type(value).__name__} at {name}")
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unpack(entry, tensors) for key, entry in content}
+    entries = [_unpack(entry, tensors) for entry in content]
+    return tuple(entries) if kind == "tuple" else entries
+
+
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict) or not settings:
+        return {prefix: settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}.{key}".lstrip("."))
+    return flat
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that a file, or a folder's list of names, outlives a power failure."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _delete_all_but_newest(folder: Path, keep: int) -> None:
+    states = sorted(path for path in folder.iterdir() if STATE_NAME.fullmatch(path.name))
+    for path in states[:-keep]:
+        # Renamed first: a state that is half deleted must not look complete.
+        deleting = path.with_name(DELETING + path.name)
+        os.replace(path, deleting)
+        shutil.rmtree(deleting)

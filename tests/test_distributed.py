@@ -1,0 +1,46 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from grouping_zoo.engine.loop import train
+from grouping_zoo.engine.training_state import latest_state
+from toy_task import log_lines, start, state_tensors, toy_recipe
+
+
+def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
+    # Noise and batch norm differ between processes by design.
+    two = start(toy_recipe(tmp_path / "two", {"noisy": False}, log_every=1, accumulation_steps=2), processes=2)
+    train(toy_recipe(tmp_path / "one", {"noisy": False}, log_every=1, accumulation_steps=2), progress_bar=False)
+    _, errors = two.communicate(timeout=60)
+    assert two.returncode == 0, errors
+    one_log, two_log = (log_lines(tmp_path / name) for name in ("one", "two"))
+    assert len(two_log) == 20
+    for key in ("loss", "grad_norm", "validation/error"):
+        found = [line[key] for line in two_log if key in line]
+        assert found == pytest.approx([line[key] for line in one_log if key in line], rel=1e-6, abs=1e-6)
+    states = [latest_state(tmp_path / name) for name in ("one", "two")]
+    assert sorted(path.name for path in states[1].glob("*.json")) == [
+        "process-00000.json",
+        "process-00001.json",
+        "shared.json",
+    ]
+    one, both = (state_tensors(state) for state in states)
+    same = [name for name in one if name.startswith(("shared/objective", "shared/ema"))]
+    torch.testing.assert_close(
+        {name: both[name] for name in same}, {name: one[name] for name in same}, rtol=0, atol=1e-6
+    )
+    # A state of two processes is no state of one.
+    with pytest.raises(ValueError, match="processes: expected 2"):
+        train(toy_recipe(tmp_path / "two", {"noisy": False}, accumulation_steps=2), progress_bar=False)
+
+
+def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path / "run", {"fail_at": 6, "fail_on_rank": 1})
+    process = start(recipe, processes=2)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert errors.count("error: loss: expected a finite number, got nan at step 7") == 1
+    state = latest_state(tmp_path / "run")
+    assert state is not None
+    assert state.name == "step-00000004"
