@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
+# eq=False: comparing tensors field by field has no single truth value.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Grouping:
     """Soft assignments of an image's tokens to groups, from fine to coarse.
 
@@ -61,8 +62,26 @@ class Grouping:
                 f"Grouping: expected assignments (B, heads, N_l, N_l+1), each starting where the one before ends, "
                 f"got shapes {sizes}"
             )
+        batch = sizes[0][0]
+        groups = [tuple(t.shape[:2]) for t in self.tokens]
+        if any(s[0] != batch for s in sizes) or groups != [(batch, s[3]) for s in sizes]:
+            raise ValueError(
+                f"Grouping: expected tokens (B, N_l+1, C) of the groups that assignments of shapes {sizes} make, "
+                f"got (B, N_l+1) {groups}"
+            )
         if self.grid is not None and self.grid[0] * self.grid[1] != sizes[0][2]:
             raise ValueError(f"Grouping: grid {self.grid} does not hold the {sizes[0][2]} tokens of level 0")
+        if not all(0 < part <= 1 for part in self.extent):
+            raise ValueError(f"Grouping: extent: expected two numbers in (0, 1], got {self.extent}")
+        self._check_superpixels(batch)
+
+    def _check_superpixels(self, batch: int) -> None:
+        labels = self.superpixels
+        if labels is not None and (labels.ndim != 3 or len(labels) != batch or labels.dtype != torch.int64):
+            raise ValueError(
+                f"Grouping: superpixels: expected int64 labels ({batch}, H, W), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
 
     @property
     def batch_size(self) -> int:

@@ -150,6 +150,10 @@ class GroupViT(nn.Module):
         ValueError: on lists that do not fit together.
     """
 
+    embed_dim: int
+    patch_embed: Any
+    stages: Any
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -176,15 +180,14 @@ class GroupViT(nn.Module):
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
-        self.embed_dim: int = embed_dim
-        self.num_features = self.head_hidden_size = embed_dim
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.patch_size = to_2tuple(patch_size)
-        self.patch_embed: Any = _make_stem(stem, img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = _make_stem(stem, img_size, patch_size, in_chans, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim))
 
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
         previous = [0, *num_group_tokens[:-1]]
-        self.stages: Any = nn.ModuleList(
+        self.stages = nn.ModuleList(
             GroupingStage(
                 embed_dim,
                 num_heads,

@@ -183,6 +183,18 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     return vision
 
 
+def load_two_towers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+    """Loads an `ImageTextModel`'s tensors into another of the same parts; the image size may differ.
+
+    Raises:
+        ValueError: listing missing and leftover keys.
+    """
+    state_dict = dict(state_dict)
+    check_keys(state_dict, model.state_dict())
+    resize_pos_embed(state_dict, "vision.pos_embed", model.vision)
+    model.load_state_dict(state_dict)
+
+
 def check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
     """Raises ValueError listing every key that is missing or left over."""
     found, expected = set(found), set(expected)

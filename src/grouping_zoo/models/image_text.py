@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
+from grouping_zoo.models import groupvit
 from grouping_zoo.models.text_encoder import TextEncoder
 
 MAX_LOGIT_SCALE = 100.0
@@ -51,6 +52,8 @@ class ImageTextModel(nn.Module):
         projection_batch_norm: False leaves out the projectors' batch norms.
     """
 
+    vision: Any
+
     def __init__(
         self,
         architecture: str = "groupvit_small_patch16_224",
@@ -61,7 +64,7 @@ class ImageTextModel(nn.Module):
         projection_batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.vision: Any = timm.create_model(architecture, **{**(model_args or {}), "num_classes": 0})
+        self.vision = _create_vision(architecture, model_args or {})
         self.text = TextEncoder(**(text_args or {}))
         self.image_projector = ProjectionMlp(
             self.vision.num_features, projection_hidden_dim, projection_dim, projection_batch_norm
@@ -111,3 +114,17 @@ class ImageTextModel(nn.Module):
         """The factor on cosine similarities, at most 100."""
         logarithm = self.multi_label_logit_scale if multi_label else self.logit_scale
         return logarithm.exp().clamp(max=MAX_LOGIT_SCALE)
+
+
+def _create_vision(architecture: str, model_args: dict[str, Any]) -> nn.Module:
+    """Builds the vision tower; the name may come from a downloaded configuration, so nothing but a name is taken."""
+    known = timm.list_models(module=groupvit.__name__.rpartition(".")[2])
+    if architecture not in known:
+        raise ValueError(f"architecture: expected one of {', '.join(known)}, got {architecture!r}")
+    sources = sorted({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"} & set(model_args))
+    if sources:
+        raise ValueError(f"model_args: {', '.join(sources)} would load weights while the network is built; remove it")
+    try:
+        return timm.create_model(architecture, **{**model_args, "num_classes": 0})
+    except TypeError as error:
+        raise ValueError(f"model_args: {architecture} does not take them: {error}") from None

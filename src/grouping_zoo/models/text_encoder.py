@@ -29,6 +29,9 @@ class TextEncoder(nn.Module):
             highest id, as the first CLIP checkpoints do.
     """
 
+    blocks: Any
+    width: int
+
     def __init__(
         self,
         vocab_size: int = 49408,
@@ -41,13 +44,13 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.context_length = context_length
-        self.width: int = width
+        self.width = width
         self.eos_token_id = eos_token_id
         self.grad_checkpointing = False
         norm_layer: Any = partial(nn.LayerNorm, eps=1e-5)
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.pos_embed = nn.Parameter(torch.zeros(context_length, width))
-        self.blocks: Any = nn.ModuleList(
+        self.blocks = nn.ModuleList(
             Block(width, num_heads, mlp_ratio, qkv_bias=True, act_layer=QuickGELU, norm_layer=norm_layer)
             for _ in range(depth)
         )

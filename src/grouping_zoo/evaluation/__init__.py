@@ -1,0 +1,1 @@
+"""How models are judged: evaluators take a predict function and yield named values, and know no model family."""

@@ -1,0 +1,92 @@
+"""Checkpoint folders: where they lie, how they are opened, and how they are written so that both doors open them.
+
+A folder holds `model.safetensors`, `config.json` (timm's and transformers' fields together),
+`preprocessor_config.json`, `processor_config.json`, the tokenizer where there is text, and `README.md`, its card.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import get_pretrained_cfg, is_model
+from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from grouping_zoo.models.groupvit import PACKAGED
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def packaged_checkpoints() -> dict[str, Path]:
+    """The checkpoints that come with the package: name -> folder."""
+    return {folder.parent.name: folder.parent for folder in sorted(PACKAGED.glob("*/config.json"))}
+
+
+def find_checkpoint(name: str | Path) -> str:
+    """Where the checkpoint of a name lies.
+
+    Args:
+        name: a checkpoint folder, a packaged checkpoint ("groupvit_nano_scenes"), a timm model that has one
+            ("groupvit_nano_patch4_64"), or a hub name ("user/name").
+
+    Returns:
+        the folder, or the hub name as it is.
+
+    Raises:
+        ValueError: if nothing fits, with the names that do.
+    """
+    text = os.fspath(name)
+    if Path(text).is_dir():
+        if not (Path(text) / "config.json").is_file():
+            raise ValueError(f"{text}: expected a checkpoint folder, found no config.json in it")
+        return text
+    packaged = packaged_checkpoints()
+    if text in packaged:
+        return str(packaged[text])
+    if is_model(text.split(".")[0]):
+        weights = _packaged_weights(text)
+        if weights is None:
+            raise ValueError(f"{text}: has no packaged weights; train it, or give a checkpoint folder or hub name")
+        return str(weights.parent)
+    if HUB_NAME.fullmatch(text) and not text.startswith("."):
+        return text
+    known = [*packaged, *(model for model in zoo_models() if _packaged_weights(model))]
+    close = difflib.get_close_matches(text, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"model: {text!r} is no folder, no hub name (user/name) and none of {', '.join(known) or 'no names'}{hint}"
+    )
+
+
+def zoo_models() -> list[str]:
+    """timm names of every architecture of this package."""
+    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("grouping_zoo.")]
+
+
+def open_checkpoint(name: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model, in evaluation mode, and the processor of a checkpoint; see `find_checkpoint` for the names."""
+    source = find_checkpoint(name)
+    return AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
+
+
+def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, card: str) -> None:
+    """Writes a checkpoint folder.
+
+    Args:
+        folder: made if need be.
+        model: a transformers class of this package.
+        processor: with an image processor and, where there is text, a tokenizer.
+        card: the model card, Markdown.
+    """
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    image_processor: Any = processor.image_processor  # type: ignore[attr-defined]
+    image_processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _packaged_weights(model: str) -> Path | None:
+    weights = getattr(get_pretrained_cfg(model, allow_unregistered=False), "file", None)
+    return Path(weights) if weights and Path(weights).is_file() else None

@@ -1,0 +1,279 @@
+"""GroupViT's training signal: captions, and the nouns in them.
+
+Sharma (2023), section 4.3, Eq. 23-28; equal nouns of other images as positives: section 5.10; memory bank: 6.1.2.
+
+Shape legend: B images of this process, W processes, D joint width, S segments, K nouns an image (some padded),
+Q entries of the memory bank.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouping_zoo.grouping import Grouping
+from grouping_zoo.models.image_text import ImageTextModel
+from grouping_zoo.objectives.gather import gather
+from grouping_zoo.objectives.regularizers import affinity_distillation, group_entropy, label_entropy, segment_entropy
+
+PADDED = -1
+
+
+class ImageTextObjective(nn.Module):
+    """Image-text contrastive loss plus the multi-label contrastive loss over nouns.
+
+    Caption loss: with z_i, t_j the normalised features of all W B images and captions and s the scale,
+        1/2 mean_i -log softmax_j(s z_i . t_j)[i]  +  1/2 mean_j -log softmax_i(s z_i . t_j)[j].
+    Multi-label loss: the same with the prompted nouns; image i's target is uniform over its positive nouns, a noun's
+    target uniform over its positive images.
+
+    Args:
+        model: the two towers.
+        caption_weight: weight of the caption loss.
+        multi_label_weight: weight of the multi-label loss; at 0 no noun is encoded.
+        positives: "own": an image's positives are its own nouns alone (as published); "equal": the same noun of other
+            images is positive too (section 5.10).
+        noun_similarity: "image": nouns are compared with the pooled image feature (as published); "segments": with
+            each segment, and the image's similarity is the smooth maximum (log-sum-exp) over its segments, so that
+            some segment must show the noun.
+        memory_bank: number Q of earlier nouns kept as further negatives; equal nouns never count as negatives.
+        group_entropy: weight of GE.
+        label_entropy: weight of LE.
+        segment_entropy: weight of SE.
+        regularize_from: share of the training, 0 to 1, after which the entropy terms set in.
+        distillation_weight: weight of the affinity distillation from `teacher`.
+        teacher: frozen network, images -> patch tokens (B, N, C) on the student's grid.
+
+    Raises:
+        ValueError: on settings that contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: ImageTextModel,
+        *,
+        caption_weight: float = 1.0,
+        multi_label_weight: float = 1.0,
+        positives: Literal["own", "equal"] = "own",
+        noun_similarity: Literal["image", "segments"] = "image",
+        memory_bank: int = 0,
+        group_entropy: float = 0.0,
+        label_entropy: float = 0.0,
+        segment_entropy: float = 0.0,
+        regularize_from: float = 0.0,
+        distillation_weight: float = 0.0,
+        teacher: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if positives not in ("own", "equal"):
+            raise ValueError(f"positives: expected 'own' or 'equal', got {positives!r}")
+        if noun_similarity not in ("image", "segments"):
+            raise ValueError(f"noun_similarity: expected 'image' or 'segments', got {noun_similarity!r}")
+        if bool(distillation_weight) != (teacher is not None):
+            raise ValueError("distillation_weight and teacher: set both, or neither")
+        if (label_entropy or segment_entropy or memory_bank) and not multi_label_weight:
+            raise ValueError(
+                "label_entropy, segment_entropy and memory_bank need nouns; set multi_label_weight above 0"
+            )
+        self.model = model
+        self.caption_weight = caption_weight
+        self.multi_label_weight = multi_label_weight
+        self.positives = positives
+        self.noun_similarity = noun_similarity
+        self.entropy_weights = {
+            "group_entropy": group_entropy,
+            "label_entropy": label_entropy,
+            "segment_entropy": segment_entropy,
+        }
+        self.regularize_from = regularize_from
+        self.distillation_weight = distillation_weight
+        self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
+        # Buffers, so that a resumed run goes on with them.
+        self.progress: Tensor
+        self.bank_features: Tensor
+        self.bank_keys: Tensor
+        self.register_buffer("progress", torch.zeros(()))
+        self.register_buffer("bank_features", torch.zeros(memory_bank, model.image_projector.fc2.out_features))
+        self.register_buffer("bank_keys", torch.full((memory_bank,), PADDED, dtype=torch.int64))
+
+    def after_step(self, progress: float) -> None:
+        """Notes how far the training has come, 0 to 1."""
+        self.progress.fill_(progress)
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss of a batch.
+
+        Args:
+            batch: `pixel_values` (B, 3, H, W), `input_ids` (B, T) and, unless `multi_label_weight` is 0, `noun_ids`
+                (B, K, T), `noun_mask` (B, K) bool and `noun_keys` (B, K) int64, equal where the nouns are.
+
+        Returns:
+            "loss" and its parts, scalars.
+        """
+        image, segments, grouping = self._encode_images(batch["pixel_values"])
+        captions, nouns = self._encode_texts(batch)
+        with torch.autocast(image.device.type, enabled=False):
+            losses = {"caption_loss": self._caption_loss(image.float(), captions.float())}
+            total = self.caption_weight * losses["caption_loss"]
+            if nouns is not None:
+                nouns = F.normalize(nouns.float(), dim=-1)
+                segments = None if segments is None else F.normalize(segments.float(), dim=-1)
+                losses["multi_label_loss"] = self._multi_label_loss(image.float(), segments, nouns, batch)
+                total = total + self.multi_label_weight * losses["multi_label_loss"]
+            penalties = self._entropies(grouping, segments, nouns, batch)
+            active = (self.progress >= self.regularize_from).float()
+            for name, value in penalties.items():
+                total = total + active * self.entropy_weights[name] * value
+            losses |= penalties
+            if self.teacher is not None:
+                losses["distillation_loss"] = affinity_distillation(grouping, self._teach(batch["pixel_values"]))
+                total = total + self.distillation_weight * losses["distillation_loss"]
+        return {"loss": total, **losses}
+
+    @property
+    def _needs_segments(self) -> bool:
+        named = self.entropy_weights["label_entropy"] or self.entropy_weights["segment_entropy"]
+        return bool(named) or (self.noun_similarity == "segments" and self.multi_label_weight > 0)
+
+    def _encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, Grouping]:
+        if self._needs_segments:
+            return self.model.encode_segments(pixel_values)
+        segments, _, grouping = self.model.vision.forward_grouped(pixel_values)
+        return self.model.image_projector(self.model.vision.forward_head(segments, pre_logits=True)), None, grouping
+
+    def _encode_texts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Captions (B, D) and nouns (B, K, D), encoded together so that batch norm sees both."""
+        captions = batch["input_ids"]
+        if not self.multi_label_weight:
+            return self.model.encode_text(captions), None
+        nouns = batch["noun_ids"]
+        features = self.model.encode_text(torch.cat([captions, nouns.flatten(0, 1)]))
+        return features[: len(captions)], features[len(captions) :].unflatten(0, nouns.shape[:2])
+
+    def _caption_loss(self, image: Tensor, captions: Tensor) -> Tensor:
+        image, captions = F.normalize(image, dim=-1), F.normalize(captions, dim=-1)
+        scale = self.model.scale()
+        target = torch.arange(len(image), device=image.device) + _rank() * len(image)
+        to_text = F.cross_entropy(scale * image @ gather(captions).T, target)
+        to_image = F.cross_entropy(scale * captions @ gather(image).T, target)
+        return (to_text + to_image) / 2
+
+    def _multi_label_loss(
+        self, image: Tensor, segments: Tensor | None, nouns: Tensor, batch: dict[str, Tensor]
+    ) -> Tensor:
+        own_keys = batch["noun_keys"].masked_fill(~batch["noun_mask"], PADDED)  # (B, K)
+        batch_size, num_nouns = own_keys.shape
+        rows = F.normalize(image, dim=-1)[:, None] if self.noun_similarity == "image" else segments
+        assert rows is not None  # (B, R, D), R = 1 or S
+        all_rows, all_nouns = gather(rows), gather(nouns.flatten(0, 1))  # (WB, R, D), (WBK, D)
+        all_keys = gather(own_keys)  # (WB, K)
+        scale = self.model.scale(multi_label=True)
+        first = _rank() * batch_size
+
+        # Image to nouns: (B, WBK) similarities, then the bank's.
+        owner = torch.arange(all_keys.numel(), device=image.device) // num_nouns  # (WBK,) image of each noun
+        own_image = torch.arange(batch_size, device=image.device) + first
+        same_image = owner[None] == own_image[:, None]
+        positive = same_image | self._equal_nouns(own_keys, all_keys.flatten())
+        valid = all_keys.flatten() != PADDED
+        columns, positive, allowed = self._with_bank(all_nouns, positive & valid, valid, own_keys)
+        to_text = _soft_target_loss(self._similarity(rows, columns, scale), positive, allowed)
+
+        # Nouns to images: (BK, WB) similarities.
+        noun_keys = own_keys.flatten()
+        noun_owner = torch.arange(len(noun_keys), device=image.device) // num_nouns + first
+        same_image = noun_owner[:, None] == torch.arange(len(all_rows), device=image.device)[None]
+        positive = same_image | self._equal_nouns(all_keys, noun_keys).T
+        similarity = self._similarity(all_rows, nouns.flatten(0, 1), scale).T
+        to_image = _soft_target_loss(similarity, positive & (noun_keys != PADDED)[:, None], torch.ones_like(positive))
+        self._remember(all_nouns, all_keys.flatten())
+        return (to_text + to_image) / 2
+
+    def _equal_nouns(self, image_keys: Tensor, noun_keys: Tensor) -> Tensor:
+        """(images, nouns) True where the image has an equal noun: keys (images, K) and (nouns,)."""
+        if self.positives == "own":
+            return torch.zeros(len(image_keys), len(noun_keys), dtype=torch.bool, device=noun_keys.device)
+        return ((image_keys[:, :, None] == noun_keys) & (image_keys != PADDED)[:, :, None]).any(dim=1)
+
+    def _similarity(self, rows: Tensor, nouns: Tensor, scale: Tensor) -> Tensor:
+        """(images, R, D) and (nouns, D) to (images, nouns); the smooth maximum over the R rows of an image."""
+        similarity = scale * rows @ nouns.T  # (images, R, nouns)
+        return similarity.logsumexp(dim=1) if rows.shape[1] > 1 else similarity[:, 0]
+
+    def _with_bank(
+        self, nouns: Tensor, positive: Tensor, valid: Tensor, own_keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Adds the bank's nouns as columns that are negatives, or ignored where the image has the noun itself."""
+        allowed = valid[None].expand_as(positive)
+        if not len(self.bank_keys):
+            return nouns, positive, allowed
+        shared = (own_keys[:, :, None] == self.bank_keys).any(dim=1)  # (B, Q)
+        bank_allowed = (self.bank_keys != PADDED) & ~shared
+        return (
+            torch.cat([nouns, self.bank_features]),
+            torch.cat([positive, torch.zeros_like(shared)], dim=1),
+            torch.cat([allowed, bank_allowed], dim=1),
+        )
+
+    @torch.no_grad()
+    def _remember(self, nouns: Tensor, keys: Tensor) -> None:
+        """Puts the newest nouns at the front of the bank."""
+        size = len(self.bank_keys)
+        if size and self.training:
+            nouns, keys = nouns[keys != PADDED], keys[keys != PADDED]
+            self.bank_features.copy_(torch.cat([nouns, self.bank_features])[:size])
+            self.bank_keys.copy_(torch.cat([keys, self.bank_keys])[:size])
+
+    def _entropies(
+        self, grouping: Grouping, segments: Tensor | None, nouns: Tensor | None, batch: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        weights = self.entropy_weights
+        if weights["group_entropy"]:
+            found["group_entropy"] = group_entropy(grouping)
+        if weights["label_entropy"] or weights["segment_entropy"]:
+            assert segments is not None
+            assert nouns is not None
+            affinity = self.model.scale(multi_label=True) * segments @ nouns.transpose(1, 2)  # (B, S, K)
+            if weights["label_entropy"]:
+                found["label_entropy"] = label_entropy(grouping, affinity, batch["noun_mask"])
+            if weights["segment_entropy"]:
+                found["segment_entropy"] = segment_entropy(affinity, batch["noun_mask"])
+        return found
+
+    @torch.no_grad()
+    def _teach(self, pixel_values: Tensor) -> Tensor:
+        assert self.teacher is not None
+        return self.teacher(pixel_values)
+
+    def train(self, mode: bool = True) -> Any:
+        """Keeps the teacher in evaluation mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+
+def _soft_target_loss(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tensor:
+    """Mean over rows of -sum_j target_j log softmax_j, targets uniform over the row's positives.
+
+    Args:
+        logits: (rows, columns).
+        positive: (rows, columns) bool; rows without any do not count.
+        allowed: (rows, columns) bool; other columns are left out of the softmax.
+    """
+    log_probability = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=1).masked_fill(~positive, 0.0)
+    counts = positive.sum(dim=1)
+    per_row = -(log_probability.sum(dim=1) / counts.clamp(min=1))
+    return _mean_over_processes(per_row.sum(), (counts > 0).sum())
+
+
+def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
+    """This process's share of a mean whose count differs between processes: the processes' average is the mean."""
+    counts = gather(count.reshape(1))
+    return total * len(counts) / counts.sum().clamp(min=1)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
