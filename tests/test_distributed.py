@@ -1,8 +1,12 @@
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
+from grouping_zoo.engine import cpu_launch
+from grouping_zoo.engine.__main__ import main
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.training_state import latest_state
 from toy_task import log_lines, start, state_tensors, toy_recipe
@@ -44,3 +48,35 @@ def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
     state = latest_state(tmp_path / "run")
     assert state is not None
     assert state.name == "step-00000004"
+
+
+def test_accelerate_launch_on_the_cpu_starts_as_many_processes_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # accelerate itself starts one process, with these variables and this command line above it.
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("RANK", raising=False)
+    command = [
+        "python",
+        "accelerate",
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "-m",
+        "grouping_zoo.engine",
+        "a_recipe",
+    ]
+    parent = SimpleNamespace(cmdline=lambda: command)
+    monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(parent=lambda: parent))
+    started: list[list[str]] = []
+    monkeypatch.setattr(cpu_launch, "torchrun", started.append)
+    main(["a_recipe", "run.steps=3"])
+    assert started == [["--nproc-per-node=2", "-m", "grouping_zoo.engine", "a_recipe", "run.steps=3"]]
+
+
+def test_several_processes_that_cannot_be_told_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match="expected the processes that the launcher was asked for, got 1"):
+        train(toy_recipe(tmp_path / "run"), progress_bar=False)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from grouping_zoo.engine.cpu_launch import launch, processes_asked_for, started_alone_by_accelerate
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.recipe import load_recipe
 from grouping_zoo.user_errors import report_user_errors
@@ -24,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("recipe", help="YAML file, or name of a packaged recipe")
     parser.add_argument("--resume", choices=("auto", "never"), help="short for run.resume")
     parser.epilog = "Any setting can follow as KEY=VALUE, --KEY=VALUE or --KEY VALUE, for example run.steps=100."
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if started_alone_by_accelerate() and (processes := processes_asked_for()):
+        launch(processes, arguments)
+        return
     with report_user_errors():
         known, overrides = parser.parse_known_args(arguments)
         if known.resume is not None:
@@ -38,4 +43,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -207,8 +207,8 @@ class ImageTextTask:
         teacher, layer = settings.pop("teacher"), settings.pop("teacher_layer")
         if teacher is not None:
             settings["teacher"] = PatchTokens(teacher, layer)
-        self.objective = ImageTextObjective(self.model, **settings)
-        self.dataset = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
+        self.objective: nn.Module = ImageTextObjective(self.model, **settings)
+        self.dataset: Dataset[Any] = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
         self.collate: Callable[[list[Any]], Any] = collate
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -16,6 +16,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from grouping_zoo.engine.cpu_launch import started_alone_by_accelerate
 from grouping_zoo.engine.loader import EndlessLoader
 from grouping_zoo.engine.log import TrainingLog
 from grouping_zoo.engine.optimization import build_optimizer, build_scheduler
@@ -293,12 +294,11 @@ def _accelerator(run: RunConfig) -> Accelerator:
             f"accelerate: expected plain data parallelism, got {accelerator.distributed_type}; "
             f"run `accelerate config` anew without it"
         )
-    # Its launcher exports an address for several processes, but starts a single one unless MPI does.
-    single_of_several = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in os.environ
-    if accelerator.num_processes == 1 and (single_of_several or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    asked_for_several = started_alone_by_accelerate() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if accelerator.num_processes == 1 and asked_for_several:
         raise ValueError(
-            "accelerate: expected the processes that the launcher was asked for, got 1, as `accelerate launch --cpu` "
-            "starts no more; use `ACCELERATE_USE_CPU=true torchrun --nproc-per-node N -m grouping_zoo.engine RECIPE`"
+            "accelerate: expected the processes that the launcher was asked for, got 1; "
+            "use `torchrun --nproc-per-node N -m grouping_zoo.engine RECIPE`"
         )
     return accelerator
 
