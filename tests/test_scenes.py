@@ -127,6 +127,18 @@ def test_objects_are_painted_where_the_mask_says(monkeypatch):
         assert scene.image[outside].max() == 0
 
 
+def test_recolored_is_the_share_of_scenes_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(Scenes, "_place", lambda self, rng, classes: [])
+    grey = tuple((name, photo.convert("L").convert("RGB")) for name, photo in _photos("train"))
+    monkeypatch.setattr("grouping_zoo.data.scenes._photos", lambda split: grey)
+    for share, low, high in ((0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)):
+        scenes = Scenes(length=200, recolor=share)
+        coloured = np.mean([np.ptp(scene.image.astype(int), axis=-1).max() > 0 for scene in scenes])
+        assert low <= coloured <= high
+    with pytest.raises(ValueError, match="recolor: expected a share from 0 to 1, got 2"):
+        Scenes(recolor=2)
+
+
 def test_every_object_keeps_half_of_its_pixels():
     scenes = Scenes(length=100)
     for index in range(100):

@@ -13,8 +13,8 @@ def report_user_errors() -> Iterator[None]:
     """Turns the errors that a user can mend into `error: ...` on one line and exit code 2, without a traceback.
 
     `ValueError`, `FloatingPointError`, `ModuleNotFoundError` (an optional dependency that is not installed) and
-    `OSError` (missing files, permissions, full disks) are such errors; anything else is a fault of the program and keeps
-    its traceback. Of several processes only the first one prints.
+    `OSError` (missing files, permissions, full disks) are such errors; anything else is a fault of the program and
+    keeps its traceback. Of several processes only the first one prints.
 
     Raises:
         SystemExit: with code 2, in place of such an error.

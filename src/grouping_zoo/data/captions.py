@@ -198,6 +198,6 @@ def sample_labels(
     return labels + [caption if fill == "caption" else ""] * missing, valid
 
 
-def prompt(noun: str, rng: Generator) -> str:
-    """Put a noun into one of CLIP's seven templates."""
-    return PROMPT_TEMPLATES[rng.integers(len(PROMPT_TEMPLATES))].format(noun)
+def prompt(noun: str, rng: Generator, templates: Sequence[str] = PROMPT_TEMPLATES) -> str:
+    """Put a noun into one of the templates, by default CLIP's seven."""
+    return templates[int(rng.integers(len(templates)))].format(noun)

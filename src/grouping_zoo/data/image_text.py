@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from grouping_zoo.data.captions import NounExtractor, prompt, sample_labels
+from grouping_zoo.data.captions import PROMPT_TEMPLATES, NounExtractor, prompt, sample_labels
 from grouping_zoo.data.images import CorruptImages, open_image
 from grouping_zoo.data.sampling import SampleKey
 from grouping_zoo.data.views import Transform
@@ -283,6 +283,7 @@ class SampleMaker:
         num_nouns: number K of nouns a sample.
         fill: what stands where there are too few nouns, see `sample_labels`.
         seed: of everything random.
+        templates: prompts that nouns are put into, by chance.
     """
 
     def __init__(
@@ -293,6 +294,7 @@ class SampleMaker:
         num_nouns: int = 3,
         fill: Literal["pad", "caption"] = "pad",
         seed: int = 0,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
     ) -> None:
         self.transform = transform
         self.tokenize = tokenize
@@ -300,6 +302,7 @@ class SampleMaker:
         self.num_nouns = num_nouns
         self.fill: Literal["pad", "caption"] = fill
         self.seed = seed
+        self.templates = templates
 
     def __call__(self, sample: Any, *key: int) -> dict[str, Tensor]:
         """Make a sample, random by (seed, key) alone.
@@ -311,7 +314,7 @@ class SampleMaker:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
         nouns = self._nouns(sample)
         labels, valid = sample_labels(nouns, sample.caption, self.num_nouns, self.fill, rng)
-        texts = [prompt(label, rng) if label in nouns else label for label in labels]
+        texts = [prompt(label, rng, self.templates) if label in nouns else label for label in labels]
         input_ids = self.tokenize([sample.caption, *texts])  # (1 + K, T)
         return {
             "pixel_values": self._view(sample.image, int(rng.integers(2**63 - 1))),
@@ -357,6 +360,7 @@ class ImageTextDataset(Dataset[dict[str, Tensor]]):
         num_nouns: number of nouns a sample.
         fill: what stands where there are too few nouns.
         seed: of everything random.
+        templates: prompts of the nouns.
     """
 
     def __init__(
@@ -368,9 +372,10 @@ class ImageTextDataset(Dataset[dict[str, Tensor]]):
         num_nouns: int = 3,
         fill: Literal["pad", "caption"] = "pad",
         seed: int = 0,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
     ) -> None:
         self.source = source
-        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed)
+        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed, templates)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -396,6 +401,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
         num_nouns: number of nouns a sample.
         fill: what stands where there are too few nouns.
         seed: of everything random.
+        templates: prompts of the nouns.
         block_size: number of encoded rows that are held in memory and shuffled.
         rank: this process; by default that of `torch.distributed`.
         world_size: number of processes; by default that of `torch.distributed`.
@@ -413,6 +419,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
         num_nouns: int = 3,
         fill: Literal["pad", "caption"] = "pad",
         seed: int = 0,
+        templates: Sequence[str] = PROMPT_TEMPLATES,
         *,
         block_size: int = 1000,
         rank: int | None = None,
@@ -427,7 +434,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
         self.num_shards = source.rows.num_shards
         self.check_shards(num_workers=1)
         self.rows = source.rows
-        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed)
+        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed, templates)
         self.block_size = block_size
         self.position: dict[str, Any] = {"epoch": 0, "shard": 0, **SHARD_START}
 

@@ -217,6 +217,7 @@ class Scenes(Dataset[Scene]):
         image_size: side, or (height, width), in pixels.
         seed: of everything random.
         objects: "shapes", eight drawn classes, or "digits", the ten handwritten digits.
+        recolor: share of the scenes that show their photo in other colours, for training: there are few photos.
 
     Raises:
         ValueError: for an unknown split or kind of objects, or a size that is too small.
@@ -229,6 +230,7 @@ class Scenes(Dataset[Scene]):
         image_size: int | tuple[int, int] = 64,
         seed: int = 0,
         objects: Literal["shapes", "digits"] = "shapes",
+        recolor: float = 0.0,
     ) -> None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if split not in PHOTOS:
@@ -242,6 +244,8 @@ class Scenes(Dataset[Scene]):
             )
         if length < 1:
             raise ValueError(f"length: expected at least 1 scene, got {length}; set 10000, for example")
+        if not 0 <= recolor <= 1:
+            raise ValueError(f"recolor: expected a share from 0 to 1, got {recolor}; set 0.5, for example")
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {seed}; choose another one")
         self.split = split
@@ -249,6 +253,7 @@ class Scenes(Dataset[Scene]):
         self.image_size = size
         self.seed = seed
         self.objects = objects
+        self.recolor = recolor
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -265,6 +270,8 @@ class Scenes(Dataset[Scene]):
             raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
         rng = np.random.default_rng([self.seed, list(PHOTOS).index(self.split), epoch, index])
         photo, canvas = _background(rng, _photos(self.split), self.image_size)
+        if self.recolor and rng.random() < self.recolor:
+            canvas = _recolored(rng, canvas)
         names = self.class_names
         mask = np.zeros(self.image_size, dtype=np.uint8)
         instances = np.zeros(self.image_size, dtype=np.uint8)
@@ -416,6 +423,15 @@ def _background(
     if rng.random() < 0.5:
         crop = crop[:, ::-1]
     return phrase, crop * np.float32(rng.uniform(0.65, 1.0))
+
+
+def _recolored(rng: Generator, crop: np.ndarray) -> np.ndarray:
+    """Return a crop in other colours: without it a network learns the few training photos by heart."""
+    crop = crop[..., rng.permutation(3)]
+    if rng.random() < 0.3:
+        crop = 255 - crop
+    gain, cast = rng.uniform(0.5, 1.3, 3), rng.uniform(-40, 40, 3)
+    return np.clip(crop * gain.astype(np.float32) + cast.astype(np.float32), 0, 255)
 
 
 def _article(words: str) -> str:

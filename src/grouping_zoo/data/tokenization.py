@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -72,7 +73,8 @@ def clip_tokenizer(context_length: int = 77) -> CLIPTokenizer:
     # The file lists merges after a header line; CLIP uses as many as fill its vocabulary beside the bytes, the bytes
     # that end a word and the two special tokens.
     num_merges = CLIP_VOCABULARY_SIZE - 2 * 256 - 2
-    merges = [tuple(line.split()) for line in lines.split("\n")[1 : num_merges + 1]]
+    # Pairs, which the class takes whatever its annotation says.
+    merges: Any = [tuple(line.split()) for line in lines.split("\n")[1 : num_merges + 1]]
     symbols = _clip_byte_symbols()
     tokens = [*symbols, *(f"{s}</w>" for s in symbols), *("".join(pair) for pair in merges), START, END]
     return CLIPTokenizer(

@@ -111,6 +111,8 @@ class DataConfig:
     """Scenes an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
     """What the scenes show."""
+    recolor: float = 0.0
+    """Share of the scenes with their photo in other colours."""
     image_size: int = 224
     """Side of the training views in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -131,6 +133,8 @@ class DataConfig:
     """Labels an image, K."""
     fill: Literal["pad", "caption"] = "caption"
     """Where a caption has fewer nouns: "caption" repeats it (as published), "pad" masks the missing (section 5.7)."""
+    prompts: list[str] = field(default_factory=lambda: list(PROMPT_TEMPLATES))
+    """Texts with "{}" that a noun is put into, one of them by chance."""
     minimum_noun_count: int = 0
     """Keep only nouns in at least so many captions (section 5.7.1); 0 keeps all. Reads all captions once."""
 
@@ -151,7 +155,9 @@ class ObjectiveConfig:
     caption_weight: float = 1.0
     multi_label_weight: float = 1.0
     positives: Literal["own", "equal"] = "own"
-    noun_similarity: Literal["image", "segments"] = "image"
+    segment_weight: float = 0.0
+    token_weight: float = 0.0
+    token_keep: float = 1.0
     memory_bank: int = 0
     group_entropy: float = 0.0
     label_entropy: float = 0.0
@@ -176,6 +182,14 @@ class EvaluationConfig:
     """Prompts of a class."""
     background_threshold: float = 0.95
     """Affinity below which a pixel counts as background."""
+    top_classes: int = 5
+    """How many classes an image may have."""
+    masks: Literal["hard", "soft"] = "hard"
+    """Whether a pixel belongs to its most probable group or to all, by probability."""
+    background_similarity: float | None = None
+    """Cosine of the class "none of these" in zero-shot segmentation; null for no such class."""
+    multi_label_scale: bool = False
+    """Take the multi-label loss's temperature instead of the caption loss's."""
 
 
 @dataclass(kw_only=True)
@@ -211,6 +225,11 @@ class ImageTextTask:
         self.dataset: Dataset[Any] = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
         self.collate: Callable[[list[Any]], Any] = collate
 
+    @property
+    def _segmenter_settings(self) -> dict[str, Any]:
+        names = ("background_threshold", "background_similarity", "top_classes", "masks", "multi_label_scale")
+        return {name: getattr(self.recipe.evaluation, name) for name in names}
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Zero-shot figures on held-out scenes; none if the recipe asks for none."""
         settings = self.recipe.evaluation
@@ -224,7 +243,7 @@ class ImageTextTask:
             objects=self.recipe.data.objects,
             image_size=self.recipe.data.image_size,
             templates=settings.templates,
-            background_threshold=settings.background_threshold,
+            **self._segmenter_settings,
         )
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
@@ -239,7 +258,7 @@ class ImageTextTask:
             **self.model_settings,
             class_names=class_names,
             prompt_templates=settings.templates,
-            background_threshold=settings.background_threshold,
+            **self._segmenter_settings,
             pretrained_cfg=description,
         )
         published = ZooGroupViTModel(config)
@@ -327,7 +346,7 @@ grouping-zoo segment photo.jpg --model {name} --classes "ball, star"
 def _open_source(recipe: ImageTextRecipe) -> Scenes | CaptionedImages | CaptionedStream:
     data = recipe.data
     if data.path is None:
-        return Scenes("train", data.length, data.image_size, recipe.run.seed, data.objects)
+        return Scenes("train", data.length, data.image_size, recipe.run.seed, data.objects, data.recolor)
     if data.source == "folder":
         return captioned_folder(data.path)
     if data.source == "hub":
@@ -375,8 +394,11 @@ def _make_dataset(
         rand_augment=data.rand_augment,
         erasing=data.erasing,
     )
-    num_nouns = data.num_nouns if recipe.objective.multi_label_weight else 0
-    arguments = (transform, tokenize, _noun_extractor(data, source), num_nouns, data.fill, recipe.run.seed)
+    objective = recipe.objective
+    uses_nouns = objective.multi_label_weight or objective.segment_weight or objective.token_weight
+    num_nouns = data.num_nouns if uses_nouns else 0
+    extractor = _noun_extractor(data, source)
+    arguments = (transform, tokenize, extractor, num_nouns, data.fill, recipe.run.seed, data.prompts)
     if isinstance(source, CaptionedStream):
         stream = ImageTextStream(source, *arguments)
         stream.check_shards(max(recipe.run.num_workers, 1))

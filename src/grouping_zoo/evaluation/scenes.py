@@ -1,5 +1,6 @@
 """Zero-shot figures on the held-out built-in scenes, for a network in training and for a checkpoint."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -66,9 +67,8 @@ def evaluate_on_scenes(
     std: Sequence[float] | None = None,
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = DEFAULT_TEMPLATES,
-    background_threshold: float = 0.95,
-    masks: Literal["hard", "soft"] = "hard",
     progress: bool = False,
+    **segmenter_settings: Any,
 ) -> dict[str, float]:
     """Zero-shot classification, segmentation and grouping of held-out scenes.
 
@@ -83,9 +83,8 @@ def evaluate_on_scenes(
         std: likewise.
         class_names: other words for the scenes' classes, in their order, "ball; sphere" for several.
         templates: prompts, see `class_embeddings`.
-        background_threshold: see `ZeroShotSegmenter`.
-        masks: see `ZeroShotSegmenter`.
         progress: show a progress bar.
+        **segmenter_settings: settings of `ZeroShotSegmenter`, e.g. `background_threshold`.
 
     Returns:
         see `evaluate_zero_shot_scenes`: per cent, but for the adjusted Rand index of the coarsest groups.
@@ -102,7 +101,7 @@ def evaluate_on_scenes(
             f"{', '.join(names)}; leave them out to take these"
         )
     text = class_embeddings(model, tokenize, names, templates)
-    segment = ZeroShotSegmenter(model=model, text=text, background_threshold=background_threshold, masks=masks)
+    segment = ZeroShotSegmenter(model=model, text=text, **segmenter_settings)
     batches = scene_batches(scenes, mean or description["mean"], std or description["std"], text.device, progress)
     return evaluate_zero_shot_scenes(
         lambda pixels: classify(model, pixels, text),
@@ -119,6 +118,27 @@ def most_probable_groups(model: ImageTextModel, pixel_values: Tensor) -> Tensor:
     return model.forward_grouping(pixel_values).probabilities(-1, (height, width)).argmax(dim=1)
 
 
+def segmenter_settings(config: Any, **overrides: Any) -> dict[str, Any]:
+    """Every setting of `ZeroShotSegmenter` but its model and texts: a checkpoint's own, or else the defaults.
+
+    Args:
+        config: of the checkpoint; its fields that are called as the segmenter's count.
+        **overrides: what counts instead, where not None.
+    """
+    settings = {}
+    for entry in dataclasses.fields(ZeroShotSegmenter):
+        if entry.name not in ("model", "text"):
+            choices = (overrides.pop(entry.name, None), getattr(config, entry.name, None))
+            settings[entry.name] = next((choice for choice in choices if choice is not None), entry.default)
+    assert not overrides, f"no settings of the segmenter: {overrides}"
+    return settings
+
+
+def prompt_templates(config: Any) -> list[str]:
+    """The prompts of a checkpoint, or "a photo of a {}." where it names none."""
+    return list(getattr(config, "prompt_templates", None) or DEFAULT_TEMPLATES)
+
+
 def evaluate_checkpoint_on_scenes(
     model: Any,
     processor: Any,
@@ -127,10 +147,10 @@ def evaluate_checkpoint_on_scenes(
     seed: int = 0,
     objects: Literal["shapes", "digits"] = "shapes",
     threshold: float | None = None,
-    masks: Literal["hard", "soft"] = "hard",
+    masks: Literal["hard", "soft"] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """`evaluate_on_scenes` with a checkpoint's own preprocessing, prompts and threshold.
+    """`evaluate_on_scenes` with a checkpoint's own preprocessing, prompts and settings.
 
     Args:
         model: a transformers class with two towers, from `open_checkpoint`.
@@ -138,27 +158,26 @@ def evaluate_checkpoint_on_scenes(
         images: number of scenes.
         seed: of the scenes.
         objects: which scenes.
-        threshold: instead of the checkpoint's own.
-        masks: see `ZeroShotSegmenter`.
+        threshold: background threshold, instead of the checkpoint's own.
+        masks: likewise, see `ZeroShotSegmenter`.
         progress: show a progress bar.
 
     Returns:
         "figures", and "switches": every setting that changes them.
     """
     config, image_processor = model.config, processor.image_processor
+    height, width = config.pretrained_cfg["input_size"][1:]
     switches: dict[str, Any] = dict(
         images=images,
         seed=seed,
         objects=objects,
-        image_size=list(config.pretrained_cfg["input_size"][1:]),
+        image_size=(height, width),
         mean=list(image_processor.image_mean),
         std=list(image_processor.image_std),
-        templates=list(getattr(config, "prompt_templates", None) or DEFAULT_TEMPLATES),
-        background_threshold=config.background_threshold if threshold is None else threshold,
-        masks=masks,
+        templates=prompt_templates(config),
+        **segmenter_settings(config, background_threshold=threshold, masks=masks),
     )
-    arguments = {**switches, "image_size": tuple(switches["image_size"])}
-    figures = evaluate_on_scenes(model.model, make_tokenize(processor.tokenizer), **arguments, progress=progress)
+    figures = evaluate_on_scenes(model.model, make_tokenize(processor.tokenizer), **switches, progress=progress)
     return {"figures": figures, "switches": switches}
 
 

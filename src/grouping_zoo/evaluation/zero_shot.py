@@ -41,8 +41,10 @@ def class_embeddings(
     """
     if not class_names:
         raise ValueError('classes: expected at least one class name, got none; give for example "cat, coffee cup"')
-    if not all(name.strip() for name in class_names):
+    if not all(name.replace(";", "").strip() for name in class_names):
         raise ValueError(f"classes: expected no empty name, got {list(class_names)}")
+    if not templates:
+        raise ValueError("templates: expected at least one, got none")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"templates: expected '{{}}' where the class name goes, got {template!r}")
@@ -78,6 +80,8 @@ class ZeroShotSegmenter:
         masks: "hard": a pixel belongs to its most probable segment (as published); "soft": to all, by probability.
         window: side of the sliding window in pixels (as published 448); None sees the whole image at once.
         stride: step of the window (as published 224); half the window if omitted.
+        background_similarity: cosine of an extra class "none of these" with every segment, which takes its share of the
+            softmax; None for no such class (as published).
         multi_label_scale: take the multi-label loss's temperature instead of the caption loss's.
     """
 
@@ -88,17 +92,22 @@ class ZeroShotSegmenter:
     masks: Literal["hard", "soft"] = "hard"
     window: int | None = None
     stride: int | None = None
+    background_similarity: float | None = None
     multi_label_scale: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.background_threshold <= 1:
             raise ValueError(f"background_threshold: expected 0 to 1, got {self.background_threshold}")
+        if self.background_similarity is not None and not -1 <= self.background_similarity <= 1:
+            raise ValueError(f"background_similarity: expected None or -1 to 1, got {self.background_similarity}")
         if self.top_classes < 1:
             raise ValueError(f"top_classes: expected at least 1, got {self.top_classes}")
         if self.masks not in ("hard", "soft"):
             raise ValueError(f"masks: expected 'hard' or 'soft', got {self.masks!r}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window: expected at least 1 pixel, got {self.window}")
+        if self.stride is not None and self.window is None:
+            raise ValueError(f"stride: {self.stride} needs a window; set window too")
         if self.stride is None and self.window is not None:
             self.stride = max(self.window // 2, 1)
         if self.stride is not None and not 1 <= self.stride <= (self.window or self.stride):
@@ -147,7 +156,14 @@ class ZeroShotSegmenter:
         favourites = (image @ self.text.T).topk(min(self.top_classes, len(self.text)), dim=1).indices  # (B, top)
         liked = torch.zeros(len(image), len(self.text), dtype=torch.bool, device=image.device)
         liked = liked.scatter(1, favourites, True)[:, None]
-        return logits.softmax(dim=-1) * logits.masked_fill(~liked, -torch.inf).softmax(dim=-1)
+        return self._softmax(logits, scale) * self._softmax(logits.masked_fill(~liked, -torch.inf), scale)
+
+    def _softmax(self, logits: Tensor, scale: Tensor) -> Tensor:
+        """Softmax over the classes and, if there is one, the class of the background, which is left out after it."""
+        if self.background_similarity is None:
+            return logits.softmax(dim=-1)
+        background = (scale * self.background_similarity).expand(*logits.shape[:-1], 1)
+        return torch.cat([logits, background], dim=-1).softmax(dim=-1)[..., :-1]
 
 
 def _window_starts(length: int, window: int, stride: int) -> list[int]:

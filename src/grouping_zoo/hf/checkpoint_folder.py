@@ -82,7 +82,7 @@ def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMi
     """
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    image_processor: Any = processor.image_processor  # type: ignore[attr-defined]
+    image_processor: Any = processor.image_processor
     image_processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
 

@@ -39,7 +39,12 @@ class ZooGroupViTConfig(PreTrainedConfig):
         projection_batch_norm: whether the projectors have batch norms.
         class_names: classes that zero-shot recognition and segmentation take unless told otherwise.
         prompt_templates: texts with "{}" that a class name is put into; null takes "a photo of a {}." alone.
-        background_threshold: share below which a pixel counts as background in zero-shot segmentation.
+        background_threshold: share below which a pixel counts as background in zero-shot segmentation; this and the
+            next four are settings of `grouping_zoo.evaluation.zero_shot.ZeroShotSegmenter`.
+        top_classes: how many classes an image may have.
+        masks: "hard" or "soft".
+        background_similarity: cosine of the class "none of these"; null for no such class.
+        multi_label_scale: whether the multi-label loss's temperature counts.
         pretrained_cfg: timm's description of the input (size, mean, std, ...).
         num_classes: timm's head; the published checkpoints have none.
     """
@@ -55,6 +60,10 @@ class ZooGroupViTConfig(PreTrainedConfig):
     class_names: list[str] | None = None
     prompt_templates: list[str] | None = None
     background_threshold: float = 0.95
+    top_classes: int = 5
+    masks: str = "hard"
+    background_similarity: float | None = None
+    multi_label_scale: bool = False
     pretrained_cfg: dict[str, Any] | None = None
     num_classes: int = 0
 
@@ -225,7 +234,9 @@ class ZooGroupViTModel(ZooPreTrainedModel):
             raise ValueError("ZooGroupViTModel: expected input_ids, pixel_values or both, got neither")
         if (input_ids is None or pixel_values is None) and (return_loss or output_segmentation):
             raise ValueError("return_loss and output_segmentation need both input_ids and pixel_values")
-        vision, image, grouping, states, text = None, None, None, None, None
+        vision: Any = None
+        states: Any = None
+        image, grouping, text = None, None, None
         if pixel_values is not None:
             vision, grouping = self._vision(pixel_values, output_attentions, output_hidden_states)
             image = F.normalize(self.model.image_projector(vision.pooler_output), dim=-1)
@@ -237,7 +248,6 @@ class ZooGroupViTModel(ZooPreTrainedModel):
             logits = self.model.scale() * image @ text.T  # (B, L)
             loss = _contrastive_loss(logits) if return_loss else None
         if output_segmentation:
-            assert vision is not None
             assert grouping is not None
             assert text is not None
             assert pixel_values is not None

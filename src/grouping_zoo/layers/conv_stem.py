@@ -6,12 +6,26 @@ Xiao et al., "Early Convolutions Help Transformers See Better" (NeurIPS 2021), s
 import math
 from itertools import pairwise
 
-from timm.layers import LayerNorm2d, to_2tuple
+import torch.nn.functional as F
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 
 
+class ResidualConv(nn.Module):
+    """x + ReLU(batch norm(3x3 convolution(x)))."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return x + F.relu(self.norm(self.conv(x)))
+
+
 class ConvStem(nn.Module):
-    """3x3 convolutions of stride 2, each with a norm and GELU, then a 1x1 convolution.
+    """3x3 convolutions of stride 2, each with batch norm and ReLU, then a 1x1 convolution and a LayerNorm.
 
     Has the attributes of timm's `PatchEmbed` that models read (`grid_size`, `num_patches`).
 
@@ -20,13 +34,19 @@ class ConvStem(nn.Module):
         patch_size: total stride, a power of two.
         in_chans: input channels.
         embed_dim: width C of the tokens; the convolutions' widths double up to it.
+        depth: residual 3x3 convolutions of stride 1 on the token grid; each lets a token see one more token around.
 
     Raises:
         ValueError: if `patch_size` is not a power of two, at least 2.
     """
 
     def __init__(
-        self, img_size: int | tuple[int, int], patch_size: int = 4, in_chans: int = 3, embed_dim: int = 128
+        self,
+        img_size: int | tuple[int, int],
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 128,
+        depth: int = 0,
     ) -> None:
         super().__init__()
         steps = int(math.log2(patch_size)) if patch_size > 1 else 0
@@ -39,9 +59,10 @@ class ConvStem(nn.Module):
         for before, after in pairwise(widths):
             layers += [
                 nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
-                LayerNorm2d(after),
-                nn.GELU(),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
             ]
+        layers += [ResidualConv(embed_dim) for _ in range(depth)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(embed_dim, embed_dim, 1))
         self.norm = nn.LayerNorm(embed_dim)
 

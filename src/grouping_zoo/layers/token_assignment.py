@@ -79,10 +79,11 @@ class TokenAssignment(nn.Module):
         """Merges segments (B, N, C) into groups (B, M, C).
 
         Returns:
-            the merged tokens (B, M, C) and the soft assignment (B, N, M), float32, rows sum to 1.
+            the merged tokens (B, M, C) and the soft assignment (B, N, M), at least float32, rows sum to 1.
         """
         logits = (self.q_proj(groups) * self.scale) @ self.k_proj(segments).transpose(1, 2)  # (B, M, N)
-        logits = logits.float()  # half precision would round near-ties of the softmax
+        # Half precision would round near-ties of the softmax.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         soft = logits.softmax(dim=1)
         merge = self._merge_weights(logits, soft)
         merge = merge / (merge.sum(dim=2, keepdim=True) + 1.0)
@@ -98,7 +99,8 @@ class TokenAssignment(nn.Module):
             noise = torch.empty_like(logits).exponential_().clamp_min_(torch.finfo(logits.dtype).tiny).log_().neg_()
             soft = ((logits + noise) / self.temperature).softmax(dim=1)
         hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
-        return hard + soft - soft.detach() if soft.requires_grad else hard
+        # In this order the added zero is exact, so that the weights are one-hot to the last bit.
+        return hard + (soft - soft.detach()) if soft.requires_grad else hard
 
 
 class CrossAttentionBlock(nn.Module):
@@ -131,6 +133,9 @@ class GroupingBlock(nn.Module):
         mode: see `TokenAssignment`.
         temperature: see `TokenAssignment`.
         eps: of the LayerNorms.
+        group_content: whether the new segments hold their group tokens, which have looked at the whole image, besides
+            their own tokens' values (as published). False leaves out the cross-attention and the residual: group
+            tokens only choose, and a segment can show nothing but what its tokens show.
     """
 
     def __init__(
@@ -144,13 +149,14 @@ class GroupingBlock(nn.Module):
         mode: AssignmentMode = "gumbel",
         temperature: float = 1.0,
         eps: float = 1e-5,
+        group_content: bool = True,
     ) -> None:
         super().__init__()
         self.norm_groups = nn.LayerNorm(dim, eps=eps)
         self.mixer = TokenMixer(num_group_tokens, int(dim * assign_mlp_ratio[0]), num_output_groups)
         self.norm_mixed = nn.LayerNorm(dim, eps=eps)
         self.norm_segments = nn.LayerNorm(dim, eps=eps)
-        self.cross_attention = CrossAttentionBlock(dim, num_heads, mlp_ratio, eps)
+        self.cross_attention = CrossAttentionBlock(dim, num_heads, mlp_ratio, eps) if group_content else None
         self.assignment = TokenAssignment(dim, mode, temperature)
         self.norm_output = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * assign_mlp_ratio[1]))
@@ -163,7 +169,14 @@ class GroupingBlock(nn.Module):
         """
         segments = self.norm_segments(segments)
         groups = self.norm_mixed(self.mixer(self.norm_groups(groups)))  # (B, M, C)
-        groups = self.cross_attention(groups, segments)
+        if self.cross_attention is not None:
+            groups = self.cross_attention(groups, segments)
         merged, assignment = self.assignment(groups, segments)
-        merged = merged + groups
+        if self.cross_attention is not None:
+            merged = merged + groups
         return merged + self.mlp(self.norm_output(merged)), assignment
+
+    def singletons(self, segments: Tensor) -> Tensor:
+        """What each segment token would become as a group of its own, without a group token: (B, N, C) -> (B, N, C)."""
+        values = self.assignment.proj(self.assignment.v_proj(self.norm_segments(segments)))
+        return values + self.mlp(self.norm_output(values))

@@ -67,6 +67,7 @@ class GroupingStage(nn.Module):
         assign_mlp_ratio: hidden widths over C of the grouping block's token mixer and last MLP.
         assignment: see `grouping_zoo.layers.token_assignment.TokenAssignment`.
         assignment_temperature: likewise.
+        group_content: see `grouping_zoo.layers.token_assignment.GroupingBlock`.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class GroupingStage(nn.Module):
         assign_mlp_ratio: tuple[float, float],
         assignment: AssignmentMode,
         assignment_temperature: float,
+        group_content: bool,
     ) -> None:
         super().__init__()
         norm_layer: Any = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
@@ -104,6 +106,7 @@ class GroupingStage(nn.Module):
                 assignment,
                 assignment_temperature,
                 LAYER_NORM_EPS,
+                group_content,
             )
             if num_group_tokens
             else None
@@ -141,8 +144,13 @@ class GroupViT(nn.Module):
         mlp_ratio: hidden width of the MLPs over C.
         assign_mlp_ratio: hidden widths over C of the grouping blocks' token mixer and last MLP.
         stem: "patch", one convolution as published, or "conv", 3x3 convolutions of stride 2.
+        stem_depth: further 3x3 convolutions on the token grid, with `stem="conv"`.
         assignment: "gumbel" (as published), "hard" or "soft"; see `TokenAssignment`.
         assignment_temperature: temperature of the Gumbel sampling.
+        group_content: False keeps the group tokens' own content out of the segments; see `GroupingBlock`.
+        unit_init: False draws the linear weights with deviation 0.02 (as published); True with 1 / sqrt(inputs), half
+            that in the assignments' logits, and the first stage's group tokens with 1: at small widths 0.02 makes all
+            groups alike and training starts at a saddle point.
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0.
 
@@ -169,20 +177,26 @@ class GroupViT(nn.Module):
         mlp_ratio: float = 4.0,
         assign_mlp_ratio: tuple[float, float] = (0.5, 4.0),
         stem: str = "patch",
+        stem_depth: int = 0,
         assignment: AssignmentMode = "gumbel",
         assignment_temperature: float = 1.0,
+        group_content: bool = True,
+        unit_init: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
         _check_stages(depths, num_group_tokens, num_output_groups)
         _check_pool(global_pool)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim: expected a multiple of num_heads ({num_heads}), got {embed_dim}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
+        self.unit_init = unit_init
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.patch_size = to_2tuple(patch_size)
-        self.patch_embed = _make_stem(stem, img_size, patch_size, in_chans, embed_dim)
+        self.patch_embed = _make_stem(stem, img_size, patch_size, in_chans, embed_dim, stem_depth)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.patch_embed.num_patches, embed_dim))
 
         rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(list(depths))
@@ -199,6 +213,7 @@ class GroupViT(nn.Module):
                 assign_mlp_ratio,
                 assignment,
                 assignment_temperature,
+                group_content,
             )
             for i in range(len(depths))
         )
@@ -211,10 +226,18 @@ class GroupViT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Truncated normal (0.02) weights, zero biases; group tokens of later stages start at zero."""
+        """Truncated normal weights (see `unit_init`), zero biases; group tokens of later stages start at zero."""
         self.apply(_init_module)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        nn.init.trunc_normal_(self.get_parameter("stages.0.group_tokens"), std=0.02)
+        nn.init.trunc_normal_(self.get_parameter("stages.0.group_tokens"), std=1.0 if self.unit_init else 0.02)
+        if self.unit_init:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+            for stage in self.stages:
+                if stage.grouping is not None:  # softer at first: a saturated softmax passes no gradient
+                    stage.grouping.assignment.q_proj.weight.data.mul_(0.5)
+                    stage.grouping.assignment.k_proj.weight.data.mul_(0.5)
 
     # --- the timm surface -------------------------------------------------------------------------------------------
 
@@ -336,6 +359,23 @@ class GroupViT(nn.Module):
         )
         return GroupedFeatures(segments, stage_tokens, grouping)
 
+    def tokens_as_segments(self, stage_tokens: list[Tensor]) -> Tensor:
+        """What each token that enters the last grouping would be as a segment of its own, normalised: (B, N, C).
+
+        Args:
+            stage_tokens: from `forward_grouped`.
+
+        Raises:
+            ValueError: if blocks follow the last grouping: they relate segments to each other.
+        """
+        last = max(i for i, stage in enumerate(self.stages) if stage.grouping is not None)
+        if any(len(stage.blocks) for stage in self.stages[last + 1 :]):
+            raise ValueError(
+                f"depths: expected no block after the last grouping (stage {last}), so that a token can be a segment "
+                "of its own; set the later depths to 0"
+            )
+        return self.norm(self.stages[last].grouping.singletons(stage_tokens[last]))
+
     def _grid(self, x: Tensor) -> tuple[tuple[int, int], tuple[float, float]]:
         """The patch grid of a batch and the share of it that the image covers."""
         height, width = x.shape[-2:]
@@ -409,9 +449,11 @@ def _check_pool(global_pool: str) -> None:
         raise ValueError(f"global_pool: expected 'avg' or '', got {global_pool!r}")
 
 
-def _make_stem(stem: str, img_size: int | tuple[int, int], patch_size: int, in_chans: int, dim: int) -> nn.Module:
+def _make_stem(
+    stem: str, img_size: int | tuple[int, int], patch_size: int, in_chans: int, dim: int, depth: int
+) -> nn.Module:
     if stem == "conv":
-        return ConvStem(img_size, patch_size, in_chans, dim)
+        return ConvStem(img_size, patch_size, in_chans, dim, depth)
     if stem == "patch":
         norm_layer = partial(nn.LayerNorm, eps=LAYER_NORM_EPS)
         return PatchEmbed(img_size, patch_size, in_chans, dim, norm_layer=norm_layer, strict_img_size=False)
@@ -455,12 +497,13 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    stages = tuple(range(len(kwargs["depths"])))
     return build_model_with_cfg(
         GroupViT,
         variant,
         pretrained,
         pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2)), feature_cls="getter"),
+        feature_cfg=dict(out_indices=kwargs.pop("out_indices", stages), feature_cls="getter"),
         **kwargs,
     )
 
@@ -468,20 +511,30 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 @register_model
 def groupvit_small_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """GroupViT as published: 16x16 patches, 64 then 8 groups; 28.8 M parameters."""
-    return _create("groupvit_small_patch16_224", pretrained, **kwargs)
+    return _create("groupvit_small_patch16_224", pretrained, **{"depths": (6, 3, 3), **kwargs})
 
 
 @register_model
 def groupvit_nano_patch4_64(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A GroupViT for a laptop: 4x4 patches behind a convolution stem, 64x64 images."""
+    """A GroupViT for a laptop: 64x64 images, tokens of 4x4 pixels from a convolution stem, one grouping into 12.
+
+    The stem stands in for the transformer blocks before the grouping, and nothing mixes the segments after it: so a
+    token knows its surroundings alone, and every segment speaks for its own pixels.
+    """
     model_args: dict[str, Any] = dict(
         img_size=64,
         patch_size=4,
         stem="conv",
-        embed_dim=128,
-        num_heads=4,
-        depths=(3, 1, 1),
-        num_group_tokens=(16, 8, 0),
-        num_output_groups=(16, 8, 0),
+        stem_depth=3,
+        embed_dim=64,
+        num_heads=2,
+        depths=(0, 0),
+        num_group_tokens=(12, 0),
+        num_output_groups=(12, 0),
+        mlp_ratio=2.0,
+        assign_mlp_ratio=(0.5, 2.0),
+        assignment="soft",
+        group_content=False,
+        unit_init=True,
     )
     return _create("groupvit_nano_patch4_64", pretrained, **{**model_args, **kwargs})

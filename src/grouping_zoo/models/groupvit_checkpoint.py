@@ -177,6 +177,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         (key for key in model.state_dict() if not key.startswith("head.")),
     )
     resize_pos_embed(vision, "pos_embed", model)
+    check_shapes(vision, model.state_dict())
     if isinstance(getattr(model, "head", None), nn.Linear) and "head.weight" not in vision:
         # A checkpoint without a classifier leaves the model's own, freshly initialised one.
         vision |= {f"head.{key}": value for key, value in model.get_classifier().state_dict().items()}
@@ -192,6 +193,7 @@ def load_two_towers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
     state_dict = dict(state_dict)
     check_keys(state_dict, model.state_dict())
     resize_pos_embed(state_dict, "vision.pos_embed", model.vision)
+    check_shapes(state_dict, model.state_dict())
     model.load_state_dict(state_dict)
 
 
@@ -208,6 +210,17 @@ def check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
             f"checkpoint: does not fit the model; {'; '.join(problems)}. "
             "Check that the checkpoint and the model name belong together"
         )
+
+
+def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError listing every tensor of another shape; timm itself adapts the first convolution and the head."""
+    wrong = [
+        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in sorted(found.keys() & expected.keys())
+        if found[key].shape != expected[key].shape and not key.startswith(("head.", "patch_embed."))
+    ]
+    if wrong:
+        raise ValueError(f"checkpoint: keys of another shape: {', '.join(wrong)}")
 
 
 def resize_pos_embed(state_dict: dict[str, Tensor], key: str, vision: Any) -> None:

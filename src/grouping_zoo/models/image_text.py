@@ -65,7 +65,10 @@ class ImageTextModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vision = _create_vision(architecture, model_args or {})
-        self.text = TextEncoder(**(text_args or {}))
+        try:
+            self.text = TextEncoder(**(text_args or {}))
+        except TypeError as error:
+            raise ValueError(f"text_args: TextEncoder does not take them: {error}") from None
         self.image_projector = ProjectionMlp(
             self.vision.num_features, projection_hidden_dim, projection_dim, projection_batch_norm
         )

@@ -37,6 +37,12 @@ def gather(x: Tensor) -> Tensor:
     return _Gather.apply(x) if x.is_floating_point() else _all_gather(x)
 
 
+def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
+    """This process's share of a mean whose count differs between processes: the processes' average is the mean."""
+    counts = gather(count.reshape(1))
+    return total * len(counts) / counts.sum().clamp(min=1)
+
+
 def _all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.models.image_text import ImageTextModel
-from grouping_zoo.objectives.gather import gather
+from grouping_zoo.objectives.gather import gather, mean_over_processes
 from grouping_zoo.objectives.regularizers import affinity_distillation, group_entropy, label_entropy, segment_entropy
 
 PADDED = -1
@@ -31,12 +31,18 @@ class ImageTextObjective(nn.Module):
     Args:
         model: the two towers.
         caption_weight: weight of the caption loss.
-        multi_label_weight: weight of the multi-label loss; at 0 no noun is encoded.
+        multi_label_weight: weight of the multi-label loss with the pooled image feature (as published).
         positives: "own": an image's positives are its own nouns alone (as published); "equal": the same noun of other
             images is positive too (section 5.10).
-        noun_similarity: "image": nouns are compared with the pooled image feature (as published); "segments": with
-            each segment, and the image's similarity is the smooth maximum (log-sum-exp) over its segments, so that
-            some segment must show the noun.
+        segment_weight: weight of the segment loss: each segment s chooses one of the batch's nouns or none, p_s =
+            softmax over nouns of its scaled similarities and 0; an image shows noun n with probability 1 - prod_s (1 -
+            p_s(n)). The loss is the mean of -log of that over the image's own nouns, plus the mean of -log of the
+            opposite over the others. A segment that holds two things can choose neither for sure.
+        token_weight: weight of the multi-label loss with the tokens that enter the last grouping, each as a segment of
+            its own, in the place of the pooled feature; an image's similarity to a noun is the smooth maximum
+            (log-sum-exp) over its tokens. The tokens' values learn the nouns before the groups have a shape.
+        token_keep: share of the tokens, drawn anew in each step of training, that this loss sees: the smaller, the more
+            of an object's tokens have to show its noun.
         memory_bank: number Q of earlier nouns kept as further negatives; equal nouns never count as negatives.
         group_entropy: weight of GE.
         label_entropy: weight of LE.
@@ -56,7 +62,9 @@ class ImageTextObjective(nn.Module):
         caption_weight: float = 1.0,
         multi_label_weight: float = 1.0,
         positives: Literal["own", "equal"] = "own",
-        noun_similarity: Literal["image", "segments"] = "image",
+        segment_weight: float = 0.0,
+        token_weight: float = 0.0,
+        token_keep: float = 1.0,
         memory_bank: int = 0,
         group_entropy: float = 0.0,
         label_entropy: float = 0.0,
@@ -68,19 +76,23 @@ class ImageTextObjective(nn.Module):
         super().__init__()
         if positives not in ("own", "equal"):
             raise ValueError(f"positives: expected 'own' or 'equal', got {positives!r}")
-        if noun_similarity not in ("image", "segments"):
-            raise ValueError(f"noun_similarity: expected 'image' or 'segments', got {noun_similarity!r}")
         if bool(distillation_weight) != (teacher is not None):
             raise ValueError("distillation_weight and teacher: set both, or neither")
-        if (label_entropy or segment_entropy or memory_bank) and not multi_label_weight:
+        if not 0 < token_keep <= 1:
+            raise ValueError(f"token_keep: expected a share above 0, at most 1, got {token_keep}")
+        noun_weights = {"multi_label": multi_label_weight, "segment": segment_weight, "token": token_weight}
+        if (label_entropy or segment_entropy or memory_bank) and not any(noun_weights.values()):
             raise ValueError(
-                "label_entropy, segment_entropy and memory_bank need nouns; set multi_label_weight above 0"
+                "label_entropy, segment_entropy and memory_bank need nouns; set multi_label_weight, segment_weight or "
+                "token_weight above 0"
             )
+        if memory_bank < 0:
+            raise ValueError(f"memory_bank: expected at least 0 entries, got {memory_bank}")
         self.model = model
         self.caption_weight = caption_weight
-        self.multi_label_weight = multi_label_weight
+        self.noun_weights = {name: weight for name, weight in noun_weights.items() if weight}
+        self.token_keep = token_keep
         self.positives = positives
-        self.noun_similarity = noun_similarity
         self.entropy_weights = {
             "group_entropy": group_entropy,
             "label_entropy": label_entropy,
@@ -105,23 +117,26 @@ class ImageTextObjective(nn.Module):
         """The loss of a batch.
 
         Args:
-            batch: `pixel_values` (B, 3, H, W), `input_ids` (B, T) and, unless `multi_label_weight` is 0, `noun_ids`
+            batch: `pixel_values` (B, 3, H, W), `input_ids` (B, T) and, where nouns count, `noun_ids`
                 (B, K, T), `noun_mask` (B, K) bool and `noun_keys` (B, K) int64, equal where the nouns are.
 
         Returns:
             "loss" and its parts, scalars.
         """
-        image, segments, grouping = self._encode_images(batch["pixel_values"])
+        rows, grouping = self._encode_images(batch["pixel_values"])
         captions, nouns = self._encode_texts(batch)
-        with torch.autocast(image.device.type, enabled=False):
-            losses = {"caption_loss": self._caption_loss(image.float(), captions.float())}
+        with torch.autocast(captions.device.type, enabled=False):
+            rows = {name: F.normalize(part.float(), dim=-1) for name, part in rows.items()}
+            losses = {"caption_loss": self._caption_loss(rows["multi_label"][:, 0], captions.float())}
             total = self.caption_weight * losses["caption_loss"]
             if nouns is not None:
                 nouns = F.normalize(nouns.float(), dim=-1)
-                segments = None if segments is None else F.normalize(segments.float(), dim=-1)
-                losses["multi_label_loss"] = self._multi_label_loss(image.float(), segments, nouns, batch)
-                total = total + self.multi_label_weight * losses["multi_label_loss"]
-            penalties = self._entropies(grouping, segments, nouns, batch)
+                for name, weight in self.noun_weights.items():
+                    compare = self._segment_loss if name == "segment" else self._multi_label_loss
+                    losses[f"{name}_loss"] = compare(rows[name], nouns, batch)
+                    total = total + weight * losses[f"{name}_loss"]
+                self._remember(gather(nouns.flatten(0, 1)), gather(self._own_keys(batch)).flatten())
+            penalties = self._entropies(grouping, rows.get("segment"), nouns, batch)
             active = (self.progress >= self.regularize_from).float()
             for name, value in penalties.items():
                 total = total + active * self.entropy_weights[name] * value
@@ -131,49 +146,61 @@ class ImageTextObjective(nn.Module):
                 total = total + self.distillation_weight * losses["distillation_loss"]
         return {"loss": total, **losses}
 
-    @property
-    def _needs_segments(self) -> bool:
-        named = self.entropy_weights["label_entropy"] or self.entropy_weights["segment_entropy"]
-        return bool(named) or (self.noun_similarity == "segments" and self.multi_label_weight > 0)
+    def _encode_images(self, pixel_values: Tensor) -> tuple[dict[str, Tensor], Grouping]:
+        """Joint features by which nouns are compared, each (B, R, D), and the grouping.
 
-    def _encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None, Grouping]:
-        if self._needs_segments:
-            return self.model.encode_segments(pixel_values)
-        segments, _, grouping = self.model.vision.forward_grouped(pixel_values)
-        return self.model.image_projector(self.model.vision.forward_head(segments, pre_logits=True)), None, grouping
+        "multi_label" is the pooled image (R = 1), "segment" the segments and "token" the tokens, where needed. All are
+        projected together, so that batch norm sees one distribution and not several in turn.
+        """
+        vision = self.model.vision
+        segments, stage_tokens, grouping = vision.forward_grouped(pixel_values)
+        rows = {"multi_label": vision.forward_head(segments, pre_logits=True)[:, None]}
+        weights = self.noun_weights | self.entropy_weights
+        if any(weights.get(name) for name in ("segment", "label_entropy", "segment_entropy")):
+            rows["segment"] = segments
+        if "token" in self.noun_weights:
+            tokens = vision.tokens_as_segments(stage_tokens)  # (B, N, C)
+            if self.training and self.token_keep < 1:
+                kept = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
+                kept = kept[:, : max(round(self.token_keep * tokens.shape[1]), 1)]
+                tokens = tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[2]))
+            rows["token"] = tokens
+        counts = [part.shape[1] for part in rows.values()]
+        joint = self.model.image_projector(torch.cat(list(rows.values()), dim=1)).split(counts, dim=1)
+        return dict(zip(rows, joint, strict=True)), grouping
 
     def _encode_texts(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Captions (B, D) and nouns (B, K, D), encoded together so that batch norm sees both."""
         captions = batch["input_ids"]
-        if not self.multi_label_weight:
+        if not self.noun_weights:
             return self.model.encode_text(captions), None
         nouns = batch["noun_ids"]
         features = self.model.encode_text(torch.cat([captions, nouns.flatten(0, 1)]))
         return features[: len(captions)], features[len(captions) :].unflatten(0, nouns.shape[:2])
 
     def _caption_loss(self, image: Tensor, captions: Tensor) -> Tensor:
-        image, captions = F.normalize(image, dim=-1), F.normalize(captions, dim=-1)
+        captions = F.normalize(captions, dim=-1)
         scale = self.model.scale()
         target = torch.arange(len(image), device=image.device) + _rank() * len(image)
         to_text = F.cross_entropy(scale * image @ gather(captions).T, target)
         to_image = F.cross_entropy(scale * captions @ gather(image).T, target)
         return (to_text + to_image) / 2
 
-    def _multi_label_loss(
-        self, image: Tensor, segments: Tensor | None, nouns: Tensor, batch: dict[str, Tensor]
-    ) -> Tensor:
-        own_keys = batch["noun_keys"].masked_fill(~batch["noun_mask"], PADDED)  # (B, K)
+    def _own_keys(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["noun_keys"].masked_fill(~batch["noun_mask"], PADDED)  # (B, K)
+
+    def _multi_label_loss(self, rows: Tensor, nouns: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of images given as R normalised rows each (B, R, D): the pooled image or its tokens."""
+        own_keys = self._own_keys(batch)
         batch_size, num_nouns = own_keys.shape
-        rows = F.normalize(image, dim=-1)[:, None] if self.noun_similarity == "image" else segments
-        assert rows is not None  # (B, R, D), R = 1 or S
         all_rows, all_nouns = gather(rows), gather(nouns.flatten(0, 1))  # (WB, R, D), (WBK, D)
         all_keys = gather(own_keys)  # (WB, K)
         scale = self.model.scale(multi_label=True)
         first = _rank() * batch_size
 
         # Image to nouns: (B, WBK) similarities, then the bank's.
-        owner = torch.arange(all_keys.numel(), device=image.device) // num_nouns  # (WBK,) image of each noun
-        own_image = torch.arange(batch_size, device=image.device) + first
+        owner = torch.arange(all_keys.numel(), device=rows.device) // num_nouns  # (WBK,) image of each noun
+        own_image = torch.arange(batch_size, device=rows.device) + first
         same_image = owner[None] == own_image[:, None]
         positive = same_image | self._equal_nouns(own_keys, all_keys.flatten())
         valid = all_keys.flatten() != PADDED
@@ -182,12 +209,11 @@ class ImageTextObjective(nn.Module):
 
         # Nouns to images: (BK, WB) similarities.
         noun_keys = own_keys.flatten()
-        noun_owner = torch.arange(len(noun_keys), device=image.device) // num_nouns + first
-        same_image = noun_owner[:, None] == torch.arange(len(all_rows), device=image.device)[None]
+        noun_owner = torch.arange(len(noun_keys), device=rows.device) // num_nouns + first
+        same_image = noun_owner[:, None] == torch.arange(len(all_rows), device=rows.device)[None]
         positive = same_image | self._equal_nouns(all_keys, noun_keys).T
         similarity = self._similarity(all_rows, nouns.flatten(0, 1), scale).T
         to_image = _soft_target_loss(similarity, positive & (noun_keys != PADDED)[:, None], torch.ones_like(positive))
-        self._remember(all_nouns, all_keys.flatten())
         return (to_text + to_image) / 2
 
     def _equal_nouns(self, image_keys: Tensor, noun_keys: Tensor) -> Tensor:
@@ -200,6 +226,21 @@ class ImageTextObjective(nn.Module):
         """(images, R, D) and (nouns, D) to (images, nouns); the smooth maximum over the R rows of an image."""
         similarity = scale * rows @ nouns.T  # (images, R, nouns)
         return similarity.logsumexp(dim=1) if rows.shape[1] > 1 else similarity[:, 0]
+
+    def _segment_loss(self, segments: Tensor, nouns: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Each segment chooses one noun or none; an image shows a noun if some segment chooses it."""
+        own_keys = self._own_keys(batch)
+        all_keys, all_nouns = gather(own_keys).flatten(), gather(nouns.flatten(0, 1))
+        all_keys, all_nouns = all_keys[all_keys != PADDED], all_nouns[all_keys != PADDED]
+        keys, owner = all_keys.unique(return_inverse=True)  # U different nouns
+        texts = F.normalize(torch.zeros(len(keys), nouns.shape[-1], device=nouns.device).index_add(0, owner, all_nouns))
+        logits = self.model.scale(multi_label=True) * segments @ texts.T  # (B, S, U)
+        choice = F.pad(logits, (0, 1)).softmax(dim=-1)[..., :-1]  # the padded logit is that of "none", cosine 0
+        absent = torch.log1p(-choice.clamp(max=1 - 1e-5)).sum(dim=1)  # (B, U) log-probability that no segment shows it
+        shown = (own_keys[:, :, None] == keys).any(dim=1)  # (B, U)
+        present = torch.log(-torch.expm1(absent.clamp(max=-1e-6)))
+        positive = mean_over_processes(-present[shown].sum(), shown.sum())
+        return positive + mean_over_processes(-absent[~shown].sum(), (~shown).sum())
 
     def _with_bank(
         self, nouns: Tensor, positive: Tensor, valid: Tensor, own_keys: Tensor
@@ -266,13 +307,7 @@ def _soft_target_loss(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tens
     log_probability = logits.masked_fill(~allowed, -torch.inf).log_softmax(dim=1).masked_fill(~positive, 0.0)
     counts = positive.sum(dim=1)
     per_row = -(log_probability.sum(dim=1) / counts.clamp(min=1))
-    return _mean_over_processes(per_row.sum(), (counts > 0).sum())
-
-
-def _mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
-    """This process's share of a mean whose count differs between processes: the processes' average is the mean."""
-    counts = gather(count.reshape(1))
-    return total * len(counts) / counts.sum().clamp(min=1)
+    return mean_over_processes(per_row.sum(), (counts > 0).sum())
 
 
 def _rank() -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grouping_zoo.grouping import Grouping
+from grouping_zoo.objectives.gather import mean_over_processes
 
 
 def group_entropy(grouping: Grouping) -> Tensor:
@@ -35,7 +36,7 @@ def segment_entropy(affinity: Tensor, noun_mask: Tensor) -> Tensor:
     """
     over_nouns = _entropy(_masked_softmax(affinity, noun_mask[:, None], dim=2), dim=2).mean()
     per_noun = _entropy(affinity.softmax(dim=1), dim=1)  # (B, K)
-    over_groups = (per_noun * noun_mask).sum() / noun_mask.sum().clamp(min=1)
+    over_groups = mean_over_processes((per_noun * noun_mask).sum(), noun_mask.sum())
     return 0.2 * over_nouns + 0.1 * over_groups
 
 
