@@ -1,0 +1,125 @@
+"""Groups and labels as pictures.
+
+Label maps are (H, W) integer arrays of the image's size. Pictures of small images are enlarged by a whole factor, so
+that boundaries and words stay readable; raw labels are saved pixel by pixel.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from grouping_zoo.viz.legend import LegendEntry, with_legend
+from grouping_zoo.viz.palette import palette
+
+MIN_PICTURE_SIDE = 512  # pictures whose longer side is smaller are enlarged
+COLOR_WEIGHT = 0.55
+BACKGROUND_LIGHT, BACKGROUND_LIFT = 0.5, 30  # factor on the background's grey, and what is added
+MAX_LABEL = 65535
+BOUNDARY_COLOR = (250, 250, 250)
+PIXELS_PER_BOUNDARY = 700  # longer side of a picture whose boundaries are one step wider
+
+
+def groups_picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
+    """Each group in its colour over the image, with thin boundaries.
+
+    Args:
+        image: RGB.
+        labels: (H, W), of the image's size; label g has colour g + 1 of `palette`.
+
+    Raises:
+        ValueError: if the sizes differ, or a label is negative.
+    """
+    _check(image, labels)
+    image, labels = _enlarge(image, labels)
+    colors = palette(int(labels.max()) + 2)[1:]
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    blended = COLOR_WEIGHT * colors[labels] + (1 - COLOR_WEIGHT) * grey
+    return Image.fromarray(_with_boundaries(blended, labels))
+
+
+def overlay_picture(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """The classes that occur, in their colours over the image, the background greyed, and a legend below.
+
+    Args:
+        image: RGB.
+        labels: (H, W), of the image's size; 0 is the background, label c has colour c of `palette`.
+        names: of every label, background included.
+
+    Raises:
+        ValueError: if the sizes differ, or a label has no name.
+    """
+    _check(image, labels)
+    if int(labels.max()) >= len(names):
+        raise ValueError(f"names: expected one for each label up to {int(labels.max())}, got {len(names)}")
+    counts = np.bincount(labels.ravel(), minlength=len(names))
+    image, labels = _enlarge(image, labels)
+    colors = palette(len(names))
+    # Over grey, so that the colours in the picture are those of the legend.
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    blended = COLOR_WEIGHT * colors[labels] + (1 - COLOR_WEIGHT) * grey
+    blended = np.where(labels[..., None] == 0, BACKGROUND_LIGHT * grey + BACKGROUND_LIFT, blended)
+    picture = Image.fromarray(_with_boundaries(blended, labels))
+    occurring = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == 0, -counts[label]))
+    entries = []
+    for label in occurring:
+        red, green, blue = colors[label].tolist()
+        entries.append(LegendEntry((red, green, blue), names[label], percent(counts[label] / counts.sum())))
+    return with_legend(picture, entries)
+
+
+def percent(share: float) -> str:
+    """A share for people: "31 %"; what there is never reads as none."""
+    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+
+
+def save_label_png(labels: np.ndarray, path: Path) -> None:
+    """Writes labels without loss: the pixel values are the labels.
+
+    Labels up to 255 make a PNG with a colour table (mode P, as Pascal VOC has it), so that viewers show colours and
+    `np.asarray(Image.open(path))` gives the labels; larger ones a 16-bit grey PNG.
+
+    Args:
+        labels: (H, W), 0 to 65535.
+        path: ends in .png.
+
+    Raises:
+        ValueError: for labels out of range.
+    """
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high > MAX_LABEL:
+        raise ValueError(f"labels: expected 0 to {MAX_LABEL}, got {low} to {high}")
+    if high > 255:
+        picture = Image.fromarray(labels.astype(np.uint16))
+    else:
+        picture = Image.fromarray(labels.astype(np.uint8))
+        picture.putpalette(palette(256).tobytes())
+    picture.save(path)
+
+
+def _check(image: Image.Image, labels: np.ndarray) -> None:
+    if labels.shape != (image.height, image.width):
+        raise ValueError(
+            f"labels: expected the image's (height, width) {(image.height, image.width)}, got {labels.shape}"
+        )
+    if labels.min() < 0:
+        raise ValueError(f"labels: expected 0 or more, got {labels.min()}")
+
+
+def _enlarge(image: Image.Image, labels: np.ndarray) -> tuple[Image.Image, np.ndarray]:
+    factor = MIN_PICTURE_SIDE // max(image.size)
+    if factor <= 1:
+        return image, labels
+    enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    return enlarged, labels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _with_boundaries(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Pixels (H, W, 3) as uint8, with a line where the label changes; the line is as wide as the picture asks for."""
+    edges = np.zeros(labels.shape, dtype=np.uint8)
+    edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edges[1:] |= labels[1:] != labels[:-1]
+    width = 1 + 2 * (max(labels.shape) // PIXELS_PER_BOUNDARY // 2)
+    widened = np.asarray(Image.fromarray(255 * edges).filter(ImageFilter.MaxFilter(width))) > 0
+    return np.where(widened[..., None], BOUNDARY_COLOR, pixels.clip(0, 255)).astype(np.uint8)

@@ -1,0 +1,529 @@
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor, cli
+from grouping_zoo.data import images
+from grouping_zoo.data.scenes import CLASSES, Scenes
+from grouping_zoo.data.tokenization import train_tokenizer
+from grouping_zoo.hf.checkpoint_folder import save_checkpoint
+
+THRESHOLD = 0.02
+FILES = ("_groups.png", "_overlay.png", "_labels.png", ".json")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    config = ZooGroupViTConfig(
+        architecture="groupvit_nano_patch4_64",
+        model_args=dict(embed_dim=16, depths=[1, 0], num_heads=2, num_group_tokens=[6, 0], num_output_groups=[6, 0]),
+        text_args=dict(vocab_size=300, context_length=16, width=16, depth=1, num_heads=2, eos_token_id=2),
+        projection_dim=8,
+        projection_hidden_dim=16,
+        class_names=list(CLASSES),
+        background_threshold=THRESHOLD,
+    )
+    model = ZooGroupViTModel(config).eval()
+    processor = ZooGroupViTProcessor(
+        ZooGroupViTImageProcessor(size={"height": 64, "width": 64}),
+        train_tokenizer([f"a photo of a {name}" for name in CLASSES], 300, 16),
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_checkpoint(folder, model, processor, "# tiny\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _library_settings() -> Iterator[None]:
+    """The command silences the libraries of its process; other tests want to hear them."""
+    levels = {name: logging.getLogger(name).level for name in ("timm", "huggingface_hub", "grouping_zoo")}
+    verbosity = transformers_logging.get_verbosity()
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: Any) -> Result:
+        code: Any = 0
+        try:
+            cli.main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            code = end.code
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+def photo(size: tuple[int, int] = (96, 80)) -> Image.Image:
+    return Image.fromarray(skimage.data.coffee()).resize(size)
+
+
+def mistake(result: Result, *words: str) -> str:
+    """Checks that a user's mistake is told in one line, and returns it."""
+    assert result.code == 2
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    for word in words:
+        assert word in line
+    return line
+
+
+def record(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# --- segment --------------------------------------------------------------------------------------------------------
+
+
+def test_segment_writes_four_files_an_image_and_says_what_it_found(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    Image.fromarray(Scenes("validation")[1].image).save(tmp_path / "scene.png")
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    out = tmp_path / "new" / "out"
+    result = run("segment", tmp_path / "scene.png", tmp_path / "photo.jpg", "--model", checkpoint, "--out", out)
+    assert (result.code, result.err) == (0, "")
+    assert sorted(file.name for file in out.iterdir()) == sorted(n + s for n in ("scene", "photo") for s in FILES)
+    first, second = result.out.splitlines()
+    assert first.startswith(f"{tmp_path / 'scene.png'}: ")
+    assert second.endswith(f"-> {out / 'photo_overlay.png'}, photo_groups.png")
+    assert any(name in first for name in CLASSES)
+
+
+def test_labels_and_record_tell_the_same(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    out = tmp_path / "out"
+    assert run("segment", tmp_path / "photo.jpg", "--model", checkpoint, "--out", out, "--masks", "soft").code == 0
+    with Image.open(out / "photo_labels.png") as png:
+        assert (png.mode, png.size) == ("P", (300, 200))
+        labels = np.asarray(png)
+    written = record(out, "photo")
+    entries = [{"index": 0, "share": written["background"]["share"]}, *written["classes"]]
+    assert [entry["index"] for entry in entries] == list(range(1 + len(CLASSES)))
+    assert [entry["name"] for entry in entries[1:]] == list(CLASSES)
+    for entry in entries:
+        assert entry["share"] == pytest.approx((labels == entry["index"]).mean(), abs=1e-5)
+    assert sum(entry["image_probability"] for entry in written["classes"]) == pytest.approx(1, abs=1e-4)
+    assert written["image_size"] == {"width": 300, "height": 200}
+    assert written["groups"]["per_level"] == [6]
+    assert 1 <= written["groups"]["seen"] <= 6
+    with Image.open(out / "photo_groups.png") as groups:
+        assert groups.size == (300, 200)
+
+
+def test_every_switch_that_changes_the_figures_is_recorded(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    arguments = ("segment", tmp_path / "photo.jpg", "--model", checkpoint, "--out", tmp_path / "out")
+    assert run(*arguments).code == 0
+    default = record(tmp_path / "out", "photo")
+    expected = dict(background_threshold=THRESHOLD, masks="hard", top_classes=5, window=None, stride=None, size=64)
+    assert default["settings"].items() >= expected.items()
+    assert default["settings"]["prompts"] == ["a photo of a {}."]
+    assert default["working_size"] == {"width": 96, "height": 64}
+    assert (default["model"], default["device"]) == (str(checkpoint), "cpu")
+    switches = ("--threshold", 0.5, "--size", 100, "--window", 64, "--masks", "soft")
+    assert run(*arguments, *switches).code == 0
+    changed = record(tmp_path / "out", "photo")
+    expected = dict(background_threshold=0.5, size=100, window=64, stride=32, masks="soft")
+    assert changed["settings"] == default["settings"] | expected
+    assert changed["working_size"] == {"width": 150, "height": 100}
+
+
+def test_own_classes_are_taken_in_their_order(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+    arguments = ("segment", tmp_path / "photo.png", "--model", checkpoint, "--out", tmp_path)
+    result = run(*arguments, "--classes", "moon, coffee cup; mug ,ball,", "--threshold", 0)
+    assert result.code == 0
+    written = record(tmp_path, "photo")
+    assert [entry["name"] for entry in written["classes"]] == ["moon", "coffee cup; mug", "ball"]
+    assert written["background"]["share"] == 0
+    assert "background" not in result.out
+    assert result.err.startswith(f"note: {checkpoint} was made for ball, box")
+    assert "coffee cup; mug may be wrong" in result.err
+
+
+def test_threshold_one_leaves_only_the_best_pixels(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo((64, 64)).save(tmp_path / "photo.png")
+    arguments = ("segment", tmp_path / "photo.png", "--model", checkpoint, "--out", tmp_path)
+    shares = []
+    for threshold in (0, 0.05, 1):
+        assert run(*arguments, "--masks", "soft", "--threshold", threshold).code == 0
+        shares.append(record(tmp_path, "photo")["background"]["share"])
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert 0.5 < shares[2] < 1, "the photo's best pixels are never background"
+
+
+def test_inputs_of_one_name_do_not_overwrite_each_other(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    sizes = {"a.png": (40, 50), "a.jpg": (50, 40), "A.bmp": (30, 30), "other/a.png": (64, 32)}
+    for name, size in sizes.items():
+        photo(size).save(tmp_path / name)
+    out = tmp_path / "out"
+    result = run("segment", tmp_path, tmp_path / "a.png", "--model", checkpoint, "--out", out)
+    assert result.code == 0, result.err
+    assert len(result.out.splitlines()) == 4, "an image that is named twice is read once"
+    assert len(list(out.iterdir())) == 4 * len(FILES)
+    found = {json.loads(file.read_text())["image_size"]["width"] for file in out.glob("*.json")}
+    assert found == {40, 50, 30, 64}
+    assert len({file.name.casefold() for file in out.iterdir()}) == 4 * len(FILES)
+
+
+def test_a_second_run_does_not_read_what_the_first_one_wrote(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    first, second = (run("segment", ".", "--model", checkpoint) for _ in range(2))
+    assert first.code == second.code == 0
+    assert first.out == second.out
+    assert len(list((tmp_path / "out").iterdir())) == len(FILES)
+    mistake(run("segment", "out", "--model", checkpoint), "--out", "another folder")
+
+
+def test_no_image_is_overwritten(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "a_groups.png"):
+        photo().save(tmp_path / name)
+    before = (tmp_path / "a_groups.png").read_bytes()
+    result = run("segment", tmp_path / "a.png", tmp_path / "a_groups.png", "--model", checkpoint, "--out", tmp_path)
+    mistake(result, "would overwrite an image")
+    assert (tmp_path / "a_groups.png").read_bytes() == before
+
+
+def unusual_images() -> dict[str, Callable[[Path], None]]:
+    grey = np.asarray(photo().convert("L"))
+    return {
+        "one_pixel.png": photo((1, 1)).save,
+        "line.png": photo((500, 1)).save,
+        "three.png": photo((3, 3)).save,
+        "thin.png": photo((2, 900)).save,
+        "cmyk.jpg": photo().convert("CMYK").save,
+        "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257).save,
+        "alpha.png": photo().convert("RGBA").save,
+        "palette.png": photo().convert("P").save,
+        "grey.png": photo().convert("LA").save,
+        "animated.gif": lambda path: photo().save(path, save_all=True, append_images=[photo().rotate(90)] * 3),
+        "float.tiff": Image.fromarray(grey.astype(np.float32) / 255).save,
+    }
+
+
+def test_images_of_every_kind(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for name, save in unusual_images().items():
+        save(tmp_path / name)
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    for name in unusual_images():
+        path = tmp_path / name
+        with Image.open(path) as original, Image.open(tmp_path / "out" / f"{path.stem}_labels.png") as labels:
+            assert labels.size == original.size, name
+
+
+def test_a_photo_of_100_megapixels(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("1", (12_500, 8_000)).save(tmp_path / "huge.png")
+    result = run("segment", tmp_path / "huge.png", "--model", checkpoint, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    with images.open_image(tmp_path / "out" / "huge_overlay.png") as overlay:
+        assert overlay.width == 2048
+    header = (tmp_path / "out" / "huge_labels.png").read_bytes()[16:24]
+    assert header == (12_500).to_bytes(4, "big") + (8_000).to_bytes(4, "big")
+
+
+def test_more_than_255_classes(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+    classes = ", ".join(f"thing {number}" for number in range(300))
+    arguments = ("--model", checkpoint, "--out", tmp_path, "--classes", classes, "--threshold", 0)
+    assert run("segment", tmp_path / "photo.png", *arguments).code == 0
+    with Image.open(tmp_path / "photo_labels.png") as png:
+        assert np.unique(np.asarray(png)).tolist() == [
+            e["index"] for e in record(tmp_path, "photo")["classes"] if e["share"]
+        ]
+
+
+# --- images that cannot be read -------------------------------------------------------------------------------------
+
+
+def corrupt_files() -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    photo().save(buffer, "PNG")
+    return {
+        "truncated.png": buffer.getvalue()[: len(buffer.getvalue()) // 2],
+        "empty.png": b"",
+        "words.jpg": b"no picture, just words\n",
+        "noise.gif": bytes(range(256)),
+    }
+
+
+@pytest.mark.parametrize("name", corrupt_files())
+def test_one_bad_image_is_an_error(run: Run, checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(corrupt_files()[name])
+    out = tmp_path / "out"
+    result = run("segment", tmp_path / name, "--model", checkpoint, "--out", out)
+    mistake(result, f"image {tmp_path / name}", "expected a readable image", "replace or remove")
+    assert not out.exists()
+
+
+def test_corrupt_files_of_a_folder_are_skipped_and_named(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "good.png")
+    for name, content in corrupt_files().items():
+        (tmp_path / name).write_bytes(content)
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 1
+    first, *others = result.err.splitlines()
+    assert first == "skipped: 4 of 5 images could not be read"
+    assert {name for name in corrupt_files() if name in result.err} == set(corrupt_files())
+    assert len(others) == 4
+
+
+def test_a_bad_image_that_was_asked_for_is_an_error_after_the_others_are_done(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.png").write_bytes(b"")
+    photo().save(tmp_path / "good.png")
+    out = tmp_path / "out"
+    result = run("segment", tmp_path / "bad.png", tmp_path / "good.png", "--model", checkpoint, "--out", out)
+    assert result.code == 2
+    assert (out / "good.json").exists()
+    assert result.err.startswith(f"error: 1 of 2 images could not be read: image {tmp_path / 'bad.png'}: ")
+
+
+def test_no_image_left_and_too_many_corrupt_ones_are_errors(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    arguments = ("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    mistake(run(*arguments), "4 of 4 images could not be read", "and 1 more")
+    for number in range(4, 20):
+        (tmp_path / f"{number}.png").write_bytes(b"")
+    mistake(run(*arguments), "corrupt images: expected at most 5%", "repair or remove")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_half_written_stays(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+
+    def full_disk(*_: Any) -> None:
+        assert list(out.rglob("*_groups.png")), "the first picture was written already"
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("grouping_zoo.viz.pictures.save_label_png", full_disk)
+    mistake(run("segment", tmp_path / "photo.png", "--model", checkpoint, "--out", out), "No space left on device")
+    assert not list(out.iterdir())
+
+
+def test_an_interruption_is_quiet(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+    read = images.open_image
+
+    def interrupted(path: Path) -> Image.Image:
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return read(path)
+
+    monkeypatch.setattr(images, "open_image", interrupted)
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    assert result.code == 130
+    assert result.err == ""
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(f"a{suffix}" for suffix in FILES)
+
+
+# --- other mistakes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (("--classes", ""), ["--classes", "at least one class name"]),
+        (("--classes", " , ;,"), ["--classes", "at least one class name"]),
+        (("--classes", "cat, dog, Cat"), ["--classes", "cat more than once"]),
+        (("--classes", "cat, background"), ["--classes", "background", "--threshold"]),
+        (("--threshold", "1.5"), ["--threshold", "from 0 to 1", "'1.5'"]),
+        (("--threshold", "nan"), ["--threshold", "from 0 to 1", "'nan'"]),
+        (("--threshold", "low"), ["--threshold", "from 0 to 1", "'low'"]),
+        (("--size", "0"), ["--size", "at least 1", "'0'"]),
+        (("--size", "3"), ["size: expected at least the model's patch of 4 pixels, got 3"]),
+        (("--size", "5000"), ["size: expected at most 65536 patches", "lower size"]),
+        (("--stride", "8"), ["--stride", "add --window"]),
+        (("--window", "16", "--stride", "17"), ["stride: expected 1 to the window's 16, got 17"]),
+        (("--masks", "fuzzy"), ["--masks", "'fuzzy'", "hard", "see grouping-zoo segment --help"]),
+        (("--device", "toaster"), ["--device", "'toaster'", "try cpu"]),
+        (("--colour", "red"), ["unrecognized arguments: --colour red", "--help"]),
+    ],
+)
+def test_wrong_switches(
+    run: Run, checkpoint: Path, tmp_path: Path, switches: tuple[str, ...], words: list[str]
+) -> None:
+    photo().save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    mistake(run("segment", tmp_path / "photo.png", "--model", checkpoint, "--out", out, *switches), *words)
+    assert not out.exists()
+
+
+def test_wrong_paths(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    model = ("--model", checkpoint)
+    mistake(run("segment", tmp_path / "none.png", *model), "none.png does not exist", "check the path")
+    mistake(run("segment", tmp_path / "empty", *model), "got none in", "empty", "check the path")
+    mistake(run("segment", tmp_path / "photo.png", *model, "--out", tmp_path / "file"), "--out", "got the file")
+    mistake(run("segment", *model), "IMAGE_OR_FOLDER", "see grouping-zoo segment --help")
+    mistake(run("eval", checkpoint, "--json", tmp_path / "none" / "figures.json"), "--json", "a folder that exists")
+    mistake(run("eval", checkpoint, "--images", "0"), "--images", "at least 1")
+
+
+def test_models_that_cannot_be_opened(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+
+    def segment(model: Path | str) -> Result:
+        return run("segment", tmp_path / "photo.png", "--model", model, "--out", tmp_path / "out")
+
+    def copy(name: str) -> Path:
+        return shutil.copytree(checkpoint, tmp_path / name)
+
+    mistake(segment("groupvit_nano_scene"), "model: 'groupvit_nano_scene' is no folder")
+    mistake(segment("groupvit_small_patch16_224"), "no packaged weights")
+    mistake(segment(tmp_path), "expected a checkpoint folder, found no config.json")
+    damaged = copy("damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    mistake(segment(damaged), "its weights are damaged")
+    garbled = copy("garbled")
+    (garbled / "config.json").write_text("{")
+    mistake(segment(garbled), "config.json")
+    wordless = copy("wordless")
+    config = json.loads((wordless / "config.json").read_text())
+    (wordless / "config.json").write_text(json.dumps(config | {"class_names": None}))
+    mistake(segment(wordless), "--classes", "has no classes of its own")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_without_text_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo().save(tmp_path / "photo.png")
+    monkeypatch.setattr(
+        "grouping_zoo.hf.checkpoint_folder.open_checkpoint", lambda name: (torch.nn.Linear(1, 1), object())
+    )
+    mistake(run("segment", tmp_path / "photo.png"), "has no text encoder", "grouping-zoo list")
+
+
+@pytest.mark.parametrize("words", [["segmnt"], ["--nothing"], ["info"], ["eval"], ["train", "no_such_recipe"]])
+def test_wrong_commands(run: Run, words: list[str]) -> None:
+    mistake(run(*words))
+
+
+# --- list, info, eval, train ----------------------------------------------------------------------------------------
+
+
+def test_list_names_architectures_with_their_size(run: Run) -> None:
+    result = run("list")
+    assert result.code == 0
+    (line,) = [line for line in result.out.splitlines() if "groupvit_small_patch16_224" in line]
+    assert "28.8 M parameters, 224x224 pixels" in line
+
+
+def test_list_names_packaged_checkpoints_with_their_classes(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("grouping_zoo.hf.checkpoint_folder.PACKAGED", checkpoint.parent)
+    assert "tiny " in run("list").out
+    assert "groupvit_nano_patch4_64; 8 classes: ball, box" in run("list").out
+    assert run("info", "tiny").code == 0
+    mistake(run("info", "tinny"), "did you mean 'tiny'?")
+
+
+def test_info_describes_a_checkpoint_so_that_it_can_be_opened(run: Run, checkpoint: Path) -> None:
+    result = run("info", checkpoint)
+    assert (result.code, result.err) == (0, "")
+    rows = dict(line.split("  ", 1) for line in result.out.splitlines())
+    described = {key.strip(): value.strip() for key, value in rows.items()}
+    assert described["groups"] == "256 tokens -> 6"
+    assert described["classes"] == ", ".join(CLASSES)
+    assert described["threshold"] == str(THRESHOLD)
+    model = ZooGroupViTModel.from_pretrained(checkpoint)
+    assert described["parameters"].startswith(f"{model.num_parameters():,}: vision ")
+    opened = {}
+    for door in ("timm", "transformers"):
+        scope: dict[str, Any] = {}
+        *statements, expression = described[door].split("; ")
+        exec("; ".join(statements), scope)
+        opened[door] = eval(expression, scope)
+    image = torch.zeros(1, 3, 64, 64)
+    torch.testing.assert_close(opened["timm"].eval()(image), opened["transformers"].model.vision(image))
+
+
+def test_info_describes_an_architecture_without_weights(run: Run) -> None:
+    result = run("info", "groupvit_small_patch16_224")
+    assert result.code == 0
+    assert "28,837,136" in result.out
+    assert "196 tokens -> 64 -> 8" in result.out
+    assert "none in the package" in result.out
+
+
+def test_eval_prints_the_checkpoint_beside_the_untrained_and_the_background(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    result = run("eval", checkpoint, "--images", 12, "--seed", 5, "--json", tmp_path / "figures.json")
+    assert result.code == 0, result.err
+    header, *rows, switches = result.out.splitlines()
+    assert header.split() == ["checkpoint", "untrained", "all", "background"]
+    assert [row.split(",")[0].split()[0] for row in rows[:4]] == ["classification", "mean", "pixel", "adjusted"]
+    assert len(rows) == 4 + 1 + len(CLASSES)
+    assert f"threshold {THRESHOLD}" in switches
+    assert "seed 5" in switches
+    written = json.loads((tmp_path / "figures.json").read_text(), parse_constant=pytest.fail)
+    assert set(written["figures"]) == {"checkpoint", "untrained", "all background"}
+    assert written["switches"]["images"] == 12
+    assert f"{written['figures']['checkpoint']['miou']:.1f}" in rows[1]
+    assert [file.name for file in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_train_has_its_own_help(run: Run) -> None:
+    result = run("train", "--help")
+    assert result.code == 0
+    assert "recipe" in result.out
+
+
+def test_the_command_starts_without_what_it_does_not_need() -> None:
+    script = (
+        "import sys; from grouping_zoo.cli import main; main(['list']); "
+        "print(*{'matplotlib', 'torchmetrics', 'datasets', 'skimage'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.stderr == ""
+    assert result.stdout.splitlines()[-1] == ""
