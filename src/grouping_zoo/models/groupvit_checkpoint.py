@@ -213,7 +213,7 @@ def check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
 
 
 def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError listing every tensor of another shape; timm itself adapts the first convolution and the head."""
+    """Raises ValueError listing tensors of another shape; timm itself adapts the first convolution and the head."""
     wrong = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
         for key in sorted(found.keys() & expected.keys())
