@@ -44,7 +44,9 @@ _GROUPVIT = dict(embed_dim=32, num_heads=2, depths=(2, 1, 1), num_group_tokens=(
 
 MODELS = [
     SmallModel("groupvit_small", "groupvit_small_patch16_224", dict(_GROUPVIT, img_size=64, patch_size=8), 64, 3),
-    SmallModel("groupvit_nano", "groupvit_nano_patch4_64", dict(img_size=32, embed_dim=32, stem_depth=1), 32, 2),
+    SmallModel(
+        "groupvit_nano", "groupvit_nano_patch4_64", dict(img_size=32, embed_dim=32, stem_depth=1, depths=(1, 0)), 32, 2
+    ),
     SmallModel(
         "groupvit_soft_grouping_last",
         "groupvit_small_patch16_224",
