@@ -15,6 +15,7 @@ from grouping_zoo.hf.groupvit import (
     ZooGroupViTModel,
     ZooGroupViTProcessor,
 )
+from grouping_zoo.models import cast  # noqa: F401 - has no transformers classes yet, timm alone knows it
 
 
 def register() -> None:

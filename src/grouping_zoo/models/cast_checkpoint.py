@@ -1,0 +1,187 @@
+"""Key names of CAST checkpoints: the original `.pth` and `.pth.tar`, and this package's own.
+
+The tables map every foreign key to one of `CAST`; a key that no line maps is an error, never dropped.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+MoCoEncoder = Literal["base", "momentum"]
+MOCO_ENCODERS = ("base", "momentum")
+
+# Names inside a graph pooling.
+_POOLING = {
+    "centroid_fc.bias": "bias",
+    "centroid_fc.norm": "norm",
+    "centroid_fc.attn": "attn",
+    "fc1.0": "norm1",
+    "fc1.1": "fc1",
+    "fc2.0": "norm2",
+    "fc2.1": "fc2",
+}
+_POOLING_NAMES = "|".join(re.escape(name) for name in _POOLING)
+# What MoCo-v3 puts in place of the head: three linear layers, each followed by a BatchNorm.
+_MOCO_PROJECTOR = re.compile(r"head\.\d+\.(weight|bias|running_mean|running_var|num_batches_tracked)")
+_MOCO_KEY = re.compile(r"(?:module\.)?(?:(base|momentum)_encoder|predictor)\.(.+)")
+# The blocks of each stage are also registered as one list; loading the original code, the stage's entries win.
+_BLOCK_ALIAS = re.compile(r"blocks\.\d+\..+")
+_STAGE_BLOCK = re.compile(r"blocks(\d)\.(\d+)\.(.+)")
+_STAGE_POOLING = re.compile(rf"pool(\d)\.pool_block\.({_POOLING_NAMES})((?:\..+)?)")
+_UNCHANGED = re.compile(r"cls_token|pos_embed|patch_embed\.proj\..+|(norm|head)\.(weight|bias)")
+_FUSION = {"block_fusion.proj_blocks.0.norm.": "fusion.norm.", "block_fusion.proj_blocks.2.": "fusion.fc."}
+
+
+def detect_format(keys: Iterable[str]) -> str:
+    """Tells a checkpoint's format by its keys.
+
+    Returns:
+        "moco" (an original snapshot of MoCo training), "original" (the network alone, as DeiT-style training and
+        conversions save it) or "timm" (this package's names).
+
+    Raises:
+        ValueError: if the keys fit none.
+    """
+    keys = list(keys)
+    if any(_MOCO_KEY.fullmatch(key) for key in keys):
+        return "moco"
+    if any(key.removeprefix("module.").startswith("pool1.pool_block.") for key in keys):
+        return "original"
+    if any(key.startswith("stages.0.pooling.") for key in keys):
+        return "timm"
+    raise ValueError(f"checkpoint: no key of a CAST checkpoint among {sorted(keys)[:5]}; is it another model's?")
+
+
+def moco_encoder(state_dict: Mapping[str, Any], encoder: MoCoEncoder = "base") -> dict[str, Tensor]:
+    """One encoder of a MoCo-v3 snapshot, without its projector; the predictor and the other encoder are left.
+
+    Args:
+        state_dict: tensors under `module.base_encoder.`, `module.momentum_encoder.` and `module.predictor.`.
+        encoder: "base", which the official evaluations use, or "momentum".
+
+    Raises:
+        ValueError: on an encoder that is not there, or keys that belong to no part of MoCo-v3.
+    """
+    if encoder not in MOCO_ENCODERS:
+        raise ValueError(f"encoder: expected one of {MOCO_ENCODERS}, got {encoder!r}")
+    matches = {key: _MOCO_KEY.fullmatch(key) for key in state_dict}
+    leftover = sorted(key for key, match in matches.items() if match is None)
+    if leftover:
+        raise ValueError(f"checkpoint: leftover keys that fit no part of a MoCo snapshot: {', '.join(leftover)}")
+    picked = {match[2]: state_dict[key] for key, match in matches.items() if match is not None and match[1] == encoder}
+    if not picked:
+        raise ValueError(f"checkpoint: a MoCo snapshot without {encoder}_encoder; choose another of {MOCO_ENCODERS}")
+    return {key: value for key, value in picked.items() if not _MOCO_PROJECTOR.fullmatch(key)}
+
+
+def convert_state_dict(state_dict: Mapping[str, Any], encoder: MoCoEncoder = "base") -> dict[str, Tensor]:
+    """Any CAST checkpoint to the keys of `CAST`.
+
+    Args:
+        state_dict: the tensors of an original file (its "state_dict" or "model" entry) or of this package.
+        encoder: which network of a MoCo snapshot; see `moco_encoder`.
+
+    Returns:
+        the same tensors under this package's names.
+
+    Raises:
+        ValueError: listing the keys that no rule maps.
+    """
+    name = detect_format(state_dict)
+    if name == "timm":
+        return dict(state_dict)
+    if name == "moco":
+        state_dict = moco_encoder(state_dict, encoder)
+    original = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    first_block = _first_blocks(original)
+    converted: dict[str, Tensor] = {}
+    leftover = []
+    for key, value in original.items():
+        if key == "pe_token" or (_BLOCK_ALIAS.fullmatch(key) and first_block):
+            continue
+        new_key = _rename(key, first_block)
+        if new_key is None:
+            leftover.append(key)
+        else:
+            converted[new_key] = value
+    if leftover:
+        raise ValueError(f"checkpoint: leftover keys that fit no part of the original CAST: {', '.join(leftover)}")
+    if "pe_token" in original and "cls_token" in converted:
+        # The class token's position, zero as published, is added to it once and for all.
+        converted["cls_token"] = converted["cls_token"] + original["pe_token"]
+    return converted
+
+
+def checkpoint_filter_fn(
+    state_dict: Mapping[str, Any], model: nn.Module, encoder: MoCoEncoder = "base"
+) -> dict[str, Tensor]:
+    """timm's hook: the tensors of any CAST checkpoint under the timm model's names.
+
+    Args:
+        state_dict: see `convert_state_dict`.
+        model: the timm CAST to load into; its position code may be for another image size.
+        encoder: which network of a MoCo snapshot; see `moco_encoder`.
+
+    Raises:
+        ValueError: listing missing and leftover keys; only the head may differ.
+    """
+    converted = convert_state_dict(state_dict, encoder)
+    expected = model.state_dict()
+    _check_keys(converted, expected)
+    if converted["pos_embed"].shape != expected["pos_embed"].shape:
+        converted["pos_embed"] = _resize_position_code(converted["pos_embed"], model)
+    if not any(key.startswith("head.") for key in expected):
+        return {key: value for key, value in converted.items() if not key.startswith("head.")}
+    # A checkpoint without a classifier leaves the model's own, freshly initialised one.
+    head = {key: value for key, value in expected.items() if key.startswith("head.")}
+    return head | converted
+
+
+def _resize_position_code(pos_embed: Tensor, model: Any) -> Tensor:
+    """Resizes a square position code (1, N, C) to the model's grid, bicubically."""
+    side = round(pos_embed.shape[1] ** 0.5)
+    if side**2 != pos_embed.shape[1]:
+        raise ValueError(
+            f"checkpoint: pos_embed holds {pos_embed.shape[1]} positions, which are no square grid to resize; "
+            "create the model with the img_size it was trained at"
+        )
+    size = list(model.patch_embed.grid_size)
+    return resample_abs_pos_embed(pos_embed, size, [side, side], num_prefix_tokens=0, antialias=False)
+
+
+def _check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
+    found, expected = ({key for key in keys if not key.startswith("head.")} for keys in (found, expected))
+    problems = [
+        f"{what}: {', '.join(sorted(keys))}"
+        for what, keys in (("missing keys", expected - found), ("leftover keys", found - expected))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"checkpoint: does not fit the model; {'; '.join(problems)}. "
+            "Check that the checkpoint and the model name belong together"
+        )
+
+
+def _first_blocks(keys: Iterable[str]) -> dict[str, int]:
+    """The lowest block number of each stage: some variants number the blocks through, some within the stage."""
+    first: dict[str, int] = {}
+    for match in filter(None, map(_STAGE_BLOCK.fullmatch, keys)):
+        first[match[1]] = min(int(match[2]), first.get(match[1], int(match[2])))
+    return first
+
+
+def _rename(key: str, first_block: Mapping[str, int]) -> str | None:
+    if _UNCHANGED.fullmatch(key):
+        return key
+    if match := _STAGE_BLOCK.fullmatch(key):
+        return f"stages.{int(match[1]) - 1}.blocks.{int(match[2]) - first_block[match[1]]}.{match[3]}"
+    if match := _STAGE_POOLING.fullmatch(key):
+        return f"stages.{int(match[1]) - 1}.pooling.{_POOLING[match[2]]}{match[3]}"
+    for prefix, new_prefix in _FUSION.items():
+        if key.startswith(prefix):
+            return new_prefix + key.removeprefix(prefix)
+    return None
