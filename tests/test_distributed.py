@@ -16,7 +16,7 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
     # Noise and batch norm differ between processes by design.
     two = start(toy_recipe(tmp_path / "two", {"noisy": False}, log_every=1, accumulation_steps=2), processes=2)
     train(toy_recipe(tmp_path / "one", {"noisy": False}, log_every=1, accumulation_steps=2), progress_bar=False)
-    _, errors = two.communicate(timeout=60)
+    _, errors = two.communicate(timeout=300)
     assert two.returncode == 0, errors
     one_log, two_log = (log_lines(tmp_path / name) for name in ("one", "two"))
     assert len(two_log) == 20
@@ -42,7 +42,7 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
 def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
     recipe = toy_recipe(tmp_path / "run", {"fail_at": 6, "fail_on_rank": 1})
     process = start(recipe, processes=2)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     assert errors.count("error: loss: expected a finite number, got nan at step 7") == 1
     state = latest_state(tmp_path / "run")

@@ -111,7 +111,7 @@ def test_interrupted_by_the_keyboard(tmp_path: Path, uninterrupted: Path) -> Non
     wait_for(tmp_path / "run" / "state" / "step-00000004", process)
     # As a terminal does: to the loader's workers as well.
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=15) == 130
+    assert process.wait(timeout=120) == 130
     assert "Traceback" not in process.stderr.read()
     assert latest_state(tmp_path / "run").name > "step-00000004"
     train(recipe, progress_bar=False)
