@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Protocol
 
 import datasets
+import fsspec
 import numpy as np
 import torch
 import torch.distributed
@@ -116,6 +117,9 @@ class RowReader:
         if isinstance(value, dict) and value.get("bytes") is not None:
             return open_image(io.BytesIO(value["bytes"]), name=name)
         path = value.get("path") if isinstance(value, dict) else value
+        if isinstance(path, str) and "://" in path:  # a stream leaves its files where they are
+            with fsspec.open(path, "rb") as file:
+                return open_image(io.BytesIO(file.read()), name=name)
         if isinstance(path, str):
             return open_image(self.folder / path)
         raise ValueError(f"image {name}: expected a path or an encoded image, got {type(value).__name__}")
