@@ -175,7 +175,9 @@ class ImageTextObjective(nn.Module):
         if not self.noun_weights:
             return self.model.encode_text(captions), None
         nouns = batch["noun_ids"]
-        features = self.model.encode_text(torch.cat([captions, nouns.flatten(0, 1)]))
+        texts = torch.cat([captions, nouns.flatten(0, 1)])
+        first, which = _distinct(texts)
+        features = self.model.text_projector(self.model.text(texts[first])[which])
         return features[: len(captions)], features[len(captions) :].unflatten(0, nouns.shape[:2])
 
     def _caption_loss(self, image: Tensor, captions: Tensor) -> Tensor:
@@ -195,6 +197,8 @@ class ImageTextObjective(nn.Module):
         batch_size, num_nouns = own_keys.shape
         all_rows, all_nouns = gather(rows), gather(nouns.flatten(0, 1))  # (WB, R, D), (WBK, D)
         all_keys = gather(own_keys)  # (WB, K)
+        # The rank is part of a text: another process's batch norm gives another feature.
+        texts = F.pad(batch["noun_ids"].flatten(0, 1), (1, 0), value=_rank())  # (BK, 1 + T)
         scale = self.model.scale(multi_label=True)
         first = _rank() * batch_size
 
@@ -204,15 +208,16 @@ class ImageTextObjective(nn.Module):
         same_image = owner[None] == own_image[:, None]
         positive = same_image | self._equal_nouns(own_keys, all_keys.flatten())
         valid = all_keys.flatten() != PADDED
-        columns, positive, allowed = self._with_bank(all_nouns, positive & valid, valid, own_keys)
-        to_text = _soft_target_loss(self._similarity(rows, columns, scale), positive, allowed)
+        similarity = self._similarity(rows, all_nouns, gather(texts), scale)
+        similarity, positive, allowed = self._with_bank(similarity, positive & valid, valid, own_keys, rows)
+        to_text = _soft_target_loss(similarity, positive, allowed)
 
         # Nouns to images: (BK, WB) similarities.
         noun_keys = own_keys.flatten()
         noun_owner = torch.arange(len(noun_keys), device=rows.device) // num_nouns + first
         same_image = noun_owner[:, None] == torch.arange(len(all_rows), device=rows.device)[None]
         positive = same_image | self._equal_nouns(all_keys, noun_keys).T
-        similarity = self._similarity(all_rows, nouns.flatten(0, 1), scale).T
+        similarity = self._similarity(all_rows, nouns.flatten(0, 1), texts, scale).T
         to_image = _soft_target_loss(similarity, positive & (noun_keys != PADDED)[:, None], torch.ones_like(positive))
         return (to_text + to_image) / 2
 
@@ -222,9 +227,16 @@ class ImageTextObjective(nn.Module):
             return torch.zeros(len(image_keys), len(noun_keys), dtype=torch.bool, device=noun_keys.device)
         return ((image_keys[:, :, None] == noun_keys) & (image_keys != PADDED)[:, :, None]).any(dim=1)
 
-    def _similarity(self, rows: Tensor, nouns: Tensor, scale: Tensor) -> Tensor:
-        """(images, R, D) and (nouns, D) to (images, nouns); the smooth maximum over the R rows of an image."""
-        similarity = scale * rows @ nouns.T  # (images, R, nouns)
+    def _similarity(self, rows: Tensor, nouns: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        """(images, R, D) and (nouns, D) to (images, nouns); the smooth maximum over the R rows of an image.
+
+        Of nouns with the same ids, `texts` (nouns, T), only the first is compared: a batch has few different ones.
+        """
+        first, which = _distinct(texts)
+        return self._smooth_maximum(rows, nouns[first], scale)[:, which]
+
+    def _smooth_maximum(self, rows: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+        similarity = scale * rows @ columns.T  # (images, R, columns)
         return similarity.logsumexp(dim=1) if rows.shape[1] > 1 else similarity[:, 0]
 
     def _segment_loss(self, segments: Tensor, nouns: Tensor, batch: dict[str, Tensor]) -> Tensor:
@@ -243,16 +255,18 @@ class ImageTextObjective(nn.Module):
         return positive + mean_over_processes(-absent[~shown].sum(), (~shown).sum())
 
     def _with_bank(
-        self, nouns: Tensor, positive: Tensor, valid: Tensor, own_keys: Tensor
+        self, similarity: Tensor, positive: Tensor, valid: Tensor, own_keys: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Adds the bank's nouns as columns that are negatives, or ignored where the image has the noun itself."""
         allowed = valid[None].expand_as(positive)
         if not len(self.bank_keys):
-            return nouns, positive, allowed
+            return similarity, positive, allowed
         shared = (own_keys[:, :, None] == self.bank_keys).any(dim=1)  # (B, Q)
         bank_allowed = (self.bank_keys != PADDED) & ~shared
+        bank = self.bank_features.clone()  # the backward pass needs it as it is now
+        bank_similarity = self._smooth_maximum(rows, bank, self.model.scale(multi_label=True))
         return (
-            torch.cat([nouns, self.bank_features]),
+            torch.cat([similarity, bank_similarity], dim=1),
             torch.cat([positive, torch.zeros_like(shared)], dim=1),
             torch.cat([allowed, bank_allowed], dim=1),
         )
@@ -308,6 +322,14 @@ def _soft_target_loss(logits: Tensor, positive: Tensor, allowed: Tensor) -> Tens
     counts = positive.sum(dim=1)
     per_row = -(log_probability.sum(dim=1) / counts.clamp(min=1))
     return mean_over_processes(per_row.sum(), (counts > 0).sum())
+
+
+def _distinct(texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the first of each different row of ids (n, T), and for each row which of those it equals (n,)."""
+    different, which = texts.unique(dim=0, return_inverse=True)
+    order = torch.arange(len(texts), device=texts.device)
+    first = order.new_full((len(different),), len(texts)).scatter_reduce(0, which, order, "amin")
+    return first, which
 
 
 def _rank() -> int:
