@@ -1,7 +1,9 @@
+import contextlib
 import io
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from grouping_zoo.data import images
 from grouping_zoo.data.scenes import CLASSES, Scenes
 from grouping_zoo.data.tokenization import train_tokenizer
 from grouping_zoo.hf.checkpoint_folder import save_checkpoint
+from grouping_zoo.version import __version__
 
 THRESHOLD = 0.02
 FILES = ("_groups.png", "_overlay.png", "_labels.png", ".json")
@@ -59,6 +62,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _library_settings() -> Iterator[None]:
+    with loud_libraries():
+        yield
+
+
+@contextlib.contextmanager
+def loud_libraries() -> Iterator[None]:
     """The command silences the libraries of its process; other tests want to hear them."""
     levels = {name: logging.getLogger(name).level for name in ("timm", "huggingface_hub", "grouping_zoo")}
     verbosity = transformers_logging.get_verbosity()
@@ -71,6 +80,12 @@ def _library_settings() -> Iterator[None]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return caller(capsys)
+
+
+def caller(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command in this process, with anything as arguments."""
+
     def call(*arguments: Any) -> Result:
         code: Any = 0
         try:
@@ -377,6 +392,8 @@ def test_an_interruption_is_quiet(run: Run, checkpoint: Path, tmp_path: Path, mo
         (("--window", "16", "--stride", "17"), ["stride: expected 1 to the window's 16, got 17"]),
         (("--masks", "fuzzy"), ["--masks", "'fuzzy'", "hard", "see grouping-zoo segment --help"]),
         (("--device", "toaster"), ["--device", "'toaster'", "try cpu"]),
+        (("--level", "1"), ["--level", "for models without text", "leave it out"]),
+        (("--clusters", "8,4"), ["--clusters", "for models without text"]),
         (("--colour", "red"), ["unrecognized arguments: --colour red", "--help"]),
     ],
 )
@@ -428,12 +445,13 @@ def test_models_that_cannot_be_opened(run: Run, checkpoint: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_text_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_do_it_is_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photo().save(tmp_path / "photo.png")
     monkeypatch.setattr(
         "grouping_zoo.hf.checkpoint_folder.open_checkpoint", lambda name: (torch.nn.Linear(1, 1), object())
     )
-    mistake(run("segment", tmp_path / "photo.png"), "has no text encoder", "grouping-zoo list")
+    mistake(run("segment", tmp_path / "photo.png"), "makes no groups", "grouping-zoo list")
+    mistake(run("eval", "linear"), "has no text encoder", "grouping-zoo list")
 
 
 @pytest.mark.parametrize("words", [["segmnt"], ["--nothing"], ["info"], ["eval"], ["train", "no_such_recipe"]])
@@ -469,6 +487,7 @@ def test_info_describes_a_checkpoint_so_that_it_can_be_opened(run: Run, checkpoi
     assert described["groups"] == "256 tokens -> 6"
     assert described["classes"] == ", ".join(CLASSES)
     assert described["threshold"] == str(THRESHOLD)
+    assert "figures" not in described, "its card states none"
     model = ZooGroupViTModel.from_pretrained(checkpoint)
     assert described["parameters"].startswith(f"{model.num_parameters():,}: vision ")
     opened = {}
@@ -511,6 +530,14 @@ def test_train_has_its_own_help(run: Run) -> None:
     result = run("train", "--help")
     assert result.code == 0
     assert "recipe" in result.out
+
+
+def test_it_runs_as_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["grouping-zoo", "--version"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module("grouping_zoo.cli", run_name="__main__")
+    assert end.value.code == 0
+    assert capsys.readouterr().out.strip() == __version__
 
 
 def test_the_command_starts_without_what_it_does_not_need() -> None:

@@ -8,8 +8,8 @@ from PIL import Image
 
 from grouping_zoo.viz.legend import LegendEntry, with_legend
 from grouping_zoo.viz.palette import BACKGROUND_COLOR, DISTINCT_COLORS, palette
-from grouping_zoo.viz.photo_segmentation import MAX_ASPECT, best_of_maps, resized, resized_labels
 from grouping_zoo.viz.pictures import groups_picture, overlay_picture, percent, save_label_png
+from grouping_zoo.viz.resizing import MAX_ASPECT, best_of_maps, resized, resized_labels
 
 
 def grey_image(width: int, height: int) -> Image.Image:
@@ -127,8 +127,8 @@ def test_best_of_maps_is_the_arg_max_of_all_maps_interpolated() -> None:
 def test_resized_labels_are_the_labels_with_smoother_outlines() -> None:
     labels = torch.zeros(16, 16, dtype=torch.int64)
     labels[4:12, 4:12] = 300
-    np.testing.assert_array_equal(resized_labels(labels, (16, 16)), labels.numpy())
-    large = resized_labels(labels, (160, 80))
+    np.testing.assert_array_equal(resized_labels(labels.numpy(), (16, 16)), labels.numpy())
+    large = resized_labels(labels.numpy(), (160, 80))
     assert large.shape == (80, 160)
     assert set(np.unique(large)) == {0, 300}
     nearest = labels.numpy().repeat(5, axis=0).repeat(10, axis=1)

@@ -25,7 +25,7 @@ class LegendEntry(NamedTuple):
 def with_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
     """The picture on a sheet with its legend below, in as many rows as needed; words grow with the picture."""
     size = min(max(picture.width // 40, FONT_SIZES[0]), FONT_SIZES[1])
-    font, gap = _font(size), size // 2
+    font, gap = lettering(size), size // 2
     width = max(picture.width, MIN_WIDTH)
     texts = [(_shortened(entry.name), entry.remark) for entry in entries]
     widths = [round(size + gap + font.getlength(name) + gap + font.getlength(remark)) for name, remark in texts]
@@ -61,6 +61,7 @@ def _shortened(name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def lettering(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pictures, its letters `size` pixels high."""
     # matplotlib's DejaVu has far more scripts than Pillow's own font.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

@@ -1,19 +1,16 @@
 """Photos of any size to labels and groups that lie on them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from grouping_zoo.evaluation.zero_shot import ZeroShotSegmenter, classify
+from grouping_zoo.viz.resizing import best_of_maps, nearest, reduced, resized, resized_labels
 
-PICTURE_SIDE = 2048  # longer side of pictures and of the finest labels: what bounds the memory for huge photos
-MAX_ASPECT = 8  # the network sees longer photos smaller
 MAX_TOKENS = 65536  # patches in one pass: attention over more takes hours
 
 
@@ -53,11 +50,7 @@ class PhotoSegmentation:
 
     def full_labels(self) -> np.ndarray:
         """Labels of every pixel of the photo, (H, W) uint8, or uint16 with more than 255 classes."""
-        labels = self.labels.astype(np.uint8 if len(self.scores) <= 255 else np.uint16)
-        width, height = self.full_size
-        rows = np.arange(height) * labels.shape[0] // height
-        columns = np.arange(width) * labels.shape[1] // width
-        return labels[rows[:, None], columns]
+        return nearest(self.labels.astype(np.uint8 if len(self.scores) <= 255 else np.uint16), self.full_size)
 
 
 @dataclass(kw_only=True)
@@ -94,7 +87,7 @@ class PhotoSegmenter:
         """
         working_size = resized(photo.size, self.size)
         self._check_tokens(working_size)
-        picture = _reduced(photo)
+        picture = reduced(photo)
         pixels = self._pixels(picture, working_size)
         model, text = self.segmenter.model, self.segmenter.text
         grouping = model.forward_grouping(pixels)
@@ -103,7 +96,7 @@ class PhotoSegmenter:
             picture=picture,
             full_size=photo.size,
             working_size=working_size,
-            labels=resized_labels(self.segmenter(pixels)[0].cpu(), picture.size),
+            labels=resized_labels(self.segmenter(pixels)[0].cpu().numpy(), picture.size),
             groups=best_of_maps(groups.cpu(), picture.size),
             group_counts=[grouping.num_groups(level) for level in range(1, grouping.num_levels)],
             probabilities=classify(model, pixels, text)[0].tolist(),
@@ -127,45 +120,3 @@ class PhotoSegmenter:
             images=picture, size={"height": height, "width": width}, do_resize=True, return_tensors="pt"
         )
         return inputs["pixel_values"].to(self.segmenter.text.device)
-
-
-def resized(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """(width, height) with the shorter side brought to `shorter`, or the longer one to `MAX_ASPECT` times that."""
-    scale = min(shorter / min(size), MAX_ASPECT * shorter / max(size))
-    return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
-
-
-def best_of_maps(maps: Iterable[Tensor], size: tuple[int, int]) -> np.ndarray:
-    """The largest of N maps at each pixel of another size, one map interpolated at a time to save memory.
-
-    Args:
-        maps: N times (h, w) float.
-        size: (width, height) of the result.
-
-    Returns:
-        number of the largest map, (height, width) int64; of equal ones the first.
-    """
-    width, height = size
-    best = torch.full((height, width), -torch.inf)
-    index = torch.zeros((height, width), dtype=torch.int64)
-    for number, one in enumerate(maps):
-        full = F.interpolate(one.float()[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
-        better = full > best
-        best[better] = full[better]
-        index[better] = number
-    return index.numpy()
-
-
-def resized_labels(labels: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Labels (h, w) at another size (width, height), with smoother outlines than the nearest neighbour gives."""
-    occurring = labels.unique()
-    return occurring.numpy()[best_of_maps((labels == label for label in occurring), size)]
-
-
-def _reduced(photo: Image.Image) -> Image.Image:
-    """The photo at most `PICTURE_SIDE` pixels a side."""
-    scale = PICTURE_SIDE / max(photo.size)
-    if scale >= 1:
-        return photo
-    size = (max(1, round(scale * photo.width)), max(1, round(scale * photo.height)))
-    return photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0)

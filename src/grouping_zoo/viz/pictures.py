@@ -33,10 +33,24 @@ def groups_picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
     """
     _check(image, labels)
     image, labels = _enlarge(image, labels)
-    colors = palette(int(labels.max()) + 2)[1:]
+    return tinted(image, labels, palette(int(labels.max()) + 2)[1:])
+
+
+def tinted(
+    image: Image.Image, labels: np.ndarray, colors: np.ndarray, weight: float = COLOR_WEIGHT, boundaries: bool = True
+) -> Image.Image:
+    """The image in grey under the labels' colours.
+
+    Args:
+        image: RGB.
+        labels: (H, W), of the image's size.
+        colors: (N, 3), one a label.
+        weight: of the colours, the rest is the image's.
+        boundaries: draw a thin line where the label changes.
+    """
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    blended = COLOR_WEIGHT * colors[labels] + (1 - COLOR_WEIGHT) * grey
-    return Image.fromarray(_with_boundaries(blended, labels))
+    blended = weight * colors[labels] + (1 - weight) * grey
+    return Image.fromarray(_with_boundaries(blended, labels) if boundaries else blended.astype(np.uint8))
 
 
 def overlay_picture(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:

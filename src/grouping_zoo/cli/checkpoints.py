@@ -1,0 +1,47 @@
+"""Opening what a user calls a model."""
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from grouping_zoo.hf import checkpoint_folder
+from grouping_zoo.models.image_text import ImageTextModel
+
+
+def open_model(name: str, device: str) -> tuple[Any, Any]:
+    """A checkpoint's transformers model, in evaluation mode on a device, and its processor.
+
+    Raises:
+        ValueError: for another name, damaged weights, or a device that this machine lacks.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: expected a device of this machine, got {device!r} ({reason}); try cpu") from None
+    try:
+        model, processor = checkpoint_folder.open_checkpoint(name)
+    except SafetensorError as error:
+        raise ValueError(f"{name}: its weights are damaged ({error}); fetch or train them again") from None
+    network: Any = model  # transformers' `to` is a wrapper that type checkers cannot call
+    return network.to(device), processor
+
+
+def has_text(model: Any, processor: Any) -> bool:
+    """Whether a model names what it groups: it has a text tower, and its processor a tokenizer."""
+    return (
+        isinstance(getattr(model, "model", None), ImageTextModel) and getattr(processor, "tokenizer", None) is not None
+    )
+
+
+def check_text(name: str, model: Any, processor: Any) -> None:
+    """Refuses a model without text.
+
+    Raises:
+        ValueError: for such a model.
+    """
+    if not has_text(model, processor):
+        raise ValueError(
+            f"{name}: {type(model).__name__} has no text encoder; choose a GroupViT checkpoint: grouping-zoo list"
+        )

@@ -1,0 +1,56 @@
+"""What the commands' arguments share: how values are read, and how a wrong one is told."""
+
+import argparse
+import math
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments become a `ValueError`, so that they are reported as every mistake is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the mistake, with where the help is."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Whole numbers of at least 1, with commas between them."""
+    try:
+        return [count(number.strip()) for number in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers of at least 1 with commas between them, got {text!r}"
+        ) from None
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
+
+
+def add_label_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """What changes how pixels are labelled by text."""
+    parser.add_argument(
+        "--threshold", type=share, metavar="T", help="below this score a pixel is background; default: the model's"
+    )
+    parser.add_argument(
+        "--masks", choices=("hard", "soft"), help="pixels belong to one group or to all; default: the model's, hard"
+    )
+
+
+def add_device_argument(parser: argparse.ArgumentParser) -> None:
+    """Where it is computed."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")

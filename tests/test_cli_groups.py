@@ -1,0 +1,282 @@
+"""`grouping-zoo segment` and `info` with models that have no text."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from grouping_zoo import Grouping
+from grouping_zoo.hf.image_processing import ZooImageProcessor
+from grouping_zoo.hf.vision import publish
+from test_cli import Result, Run, caller, loud_libraries, mistake, photo, record, unusual_images
+from zoo import with_random_weights
+
+CLUSTERS = [32, 16, 8, 4]
+LEVELS = range(5)
+CAST_FILES = ["photo.json", "photo_groups.png", *(f"photo_level{level}_labels.png" for level in LEVELS)]
+
+
+@pytest.fixture(scope="module")
+def cast(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = with_random_weights(timm.create_model("cast_nano", embed_dim=32, depths=(1, 1, 1, 1)).eval())
+    folder = tmp_path_factory.mktemp("models") / "tiny_cast"
+    publish(network, folder, "# tiny\n", metrics={"knn_accuracy": 41.25, "region_covering": 0.5, "iou/ball": 12.0})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _library_settings() -> Iterator[None]:
+    with loud_libraries():
+        yield
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    return caller(capsys)
+
+
+def labels(folder: Path, name: str) -> np.ndarray:
+    with Image.open(folder / f"{name}_labels.png") as png:
+        return np.asarray(png).astype(np.int64)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+# --- CAST: a hierarchy on superpixels -------------------------------------------------------------------------------
+
+
+def test_cast_gives_one_picture_a_label_map_a_level_and_a_record(run: Run, cast: Path, tmp_path: Path) -> None:
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    out = tmp_path / "out"
+    result = run("segment", tmp_path / "photo.jpg", "--model", cast, "--out", out)
+    assert (result.code, result.err) == (0, "")
+    assert "superpixels -> 32 -> 16 -> 8 -> 4 groups" in result.out
+    assert result.out.rstrip().endswith(f"-> {out / 'photo_groups.png'}")
+    assert files(out) == CAST_FILES
+    written = record(out, "photo")
+    assert written["image_size"] == {"width": 300, "height": 200}
+    assert written["working_size"] == {"width": 96, "height": 64}
+    assert written["settings"] == {"size": 64, "level": None, "num_clusters": CLUSTERS}
+    assert written["groups_per_level"][1:] == CLUSTERS
+    assert [level["level"] for level in written["levels"]] == list(LEVELS)
+
+
+def test_label_maps_and_record_tell_the_same_and_are_nested(run: Run, cast: Path, tmp_path: Path) -> None:
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    assert run("segment", tmp_path / "photo.jpg", "--model", cast, "--out", tmp_path / "out").code == 0
+    maps = [labels(tmp_path / "out", f"photo_level{level}") for level in LEVELS]
+    levels = record(tmp_path / "out", "photo")["levels"]
+    for found, level in zip(maps, levels, strict=True):
+        assert found.shape == (200, 300)
+        counts = np.bincount(found.ravel(), minlength=level["groups"])
+        np.testing.assert_allclose(counts / counts.sum(), level["shares"], atol=1e-5)
+        assert level["seen"] == np.count_nonzero(counts)
+    for finer, coarser, level in zip(maps, maps[1:], levels, strict=False):
+        np.testing.assert_array_equal(np.array(level["parents"])[finer], coarser)
+    assert "parents" not in levels[-1]
+
+
+def test_settings_of_the_call_are_obeyed_and_recorded(run: Run, cast: Path, tmp_path: Path) -> None:
+    photo((300, 200)).save(tmp_path / "photo.jpg")
+    switches = ("--clusters", "20, 10,5,3", "--size", 100, "--level", "-1")
+    assert run("segment", tmp_path / "photo.jpg", "--model", cast, "--out", tmp_path / "out", *switches).code == 0
+    written = record(tmp_path / "out", "photo")
+    assert written["settings"] == {"size": 100, "level": -1, "num_clusters": [20, 10, 5, 3]}
+    assert written["working_size"] == {"width": 150, "height": 100}
+    assert written["groups_per_level"][1:] == [20, 10, 5, 3]
+    assert [level["level"] for level in written["levels"]] == [4]
+    assert files(tmp_path / "out") == ["photo.json", "photo_groups.png", "photo_level4_labels.png"]
+
+
+def test_images_of_every_kind(run: Run, cast: Path, tmp_path: Path) -> None:
+    for name, save in unusual_images().items():
+        save(tmp_path / name)
+    result = run("segment", tmp_path, "--model", cast, "--out", tmp_path / "out", "--level", 4)
+    assert result.code == 0, result.err
+    for name in unusual_images():
+        path = tmp_path / name
+        with Image.open(path) as original, Image.open(tmp_path / "out" / f"{path.stem}_level4_labels.png") as png:
+            assert png.size == original.size, name
+
+
+def test_a_photo_of_100_megapixels(run: Run, cast: Path, tmp_path: Path) -> None:
+    Image.new("1", (12_500, 8_000)).save(tmp_path / "huge.png")
+    arguments = ("segment", tmp_path / "huge.png", "--model", cast, "--out", tmp_path / "out", "--level", 1)
+    assert run(*arguments).code == 0
+    with Image.open(tmp_path / "out" / "huge_groups.png") as picture:
+        assert max(picture.size) <= 2100
+    header = (tmp_path / "out" / "huge_level1_labels.png").read_bytes()[16:24]
+    assert header == (12_500).to_bytes(4, "big") + (8_000).to_bytes(4, "big")
+
+
+def test_no_image_is_overwritten(run: Run, cast: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "a_level1_labels.png"):
+        photo().save(tmp_path / name)
+    before = (tmp_path / "a_level1_labels.png").read_bytes()
+    images = (tmp_path / "a.png", tmp_path / "a_level1_labels.png")
+    mistake(run("segment", *images, "--model", cast, "--out", tmp_path), "would overwrite an image")
+    assert (tmp_path / "a_level1_labels.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (("--classes", "cat"), ["--classes", "no text encoder", "leave it out", "grouping-zoo list"]),
+        (("--threshold", "0.5"), ["--threshold", "no text encoder"]),
+        (("--masks", "soft"), ["--masks", "no text encoder"]),
+        (("--window", "32"), ["--window", "no text encoder"]),
+        (("--layer", "2"), ["--layer", "has no such setting", "--clusters"]),
+        (("--groups", "8"), ["--groups", "has no such setting", "--clusters"]),
+        (("--head", "1"), ["--head", "has no such setting"]),
+        (("--level", "5"), ["--level: expected -5 to 4, got 5"]),
+        (("--level", "fine"), ["--level", "'fine'"]),
+        (("--clusters", "8,4"), ["num_clusters: expected 4 numbers", "(8, 4)"]),
+        (("--clusters", "8,4,,1"), ["--clusters", "with commas", "'8,4,,1'"]),
+        (("--groups", "0"), ["--groups", "at least 1"]),
+        (("--size", "31"), ["size: expected at least 32 pixels, got 31"]),
+        (("--size", "2000"), ["size: expected at most 1000000 pixels", "lower size"]),
+    ],
+)
+def test_wrong_switches(run: Run, cast: Path, tmp_path: Path, switches: tuple[str, ...], words: list[str]) -> None:
+    photo().save(tmp_path / "photo.png")
+    out = tmp_path / "out"
+    mistake(run("segment", tmp_path / "photo.png", "--model", cast, "--out", out, *switches), *words)
+    assert not out.exists()
+
+
+def test_an_architecture_without_weights_is_refused(run: Run, tmp_path: Path) -> None:
+    photo().save(tmp_path / "photo.png")
+    mistake(run("segment", tmp_path / "photo.png", "--model", "cast_base"), "no packaged weights", "train it")
+
+
+# --- several heads, and token attention -----------------------------------------------------------------------------
+
+
+class Stripes(nn.Module):
+    """Tokens on a grid of 8-pixel cells; head a groups them by their row (even) or column (odd) plus a layer."""
+
+    num_groups = 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 1)  # a classifier's name, and that of an argument
+
+    def forward_grouping(
+        self, x: Tensor, layer: int = -1, head: int | None = None, num_groups: int | None = None
+    ) -> Grouping:
+        number = num_groups or self.num_groups
+        height, width = x.shape[-2] // 8, x.shape[-1] // 8
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        heads = [(index.flatten() + layer + 1) % number for index in (rows, columns, rows)]
+        chosen = heads if head is None else [heads[head]]
+        assignment = nn.functional.one_hot(torch.stack(chosen), number).float()[None]  # (1, A, N, M)
+        return Grouping(assignments=[assignment], tokens=[torch.zeros(1, number, 2)], grid=(height, width))
+
+
+class Looking(Stripes):
+    """Five tokens that look at a cell each, beside one way to group."""
+
+    def forward_grouping(self, x: Tensor) -> Grouping:  # type: ignore[override]
+        return super().forward_grouping(x, head=0)
+
+    def token_attention(self, x: Tensor) -> Tensor:
+        cells = (x.shape[-2] // 8) * (x.shape[-1] // 8)
+        return self.head.weight * torch.eye(5, cells)[None].unflatten(2, (x.shape[-2] // 8, -1))
+
+
+def segment(run: Run, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *switches: Any) -> Result:
+    """Runs `segment` on a photo with a network that no checkpoint holds."""
+    model: Any = nn.Module()
+    model.model = network
+    model.config = SimpleNamespace(pretrained_cfg={"input_size": [3, 64, 64]})
+    monkeypatch.setattr(
+        "grouping_zoo.hf.checkpoint_folder.open_checkpoint", lambda name: (model, ZooImageProcessor(crop_size=32))
+    )
+    photo((300, 200)).save(tmp_path / "photo.png")
+    return run("segment", tmp_path / "photo.png", "--model", "stripes", "--out", tmp_path / "out", *switches)
+
+
+def test_every_head_has_its_groups(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = segment(run, Stripes(), tmp_path, monkeypatch)
+    assert (result.code, result.err) == (0, "")
+    assert "96 tokens -> 6 groups in each of 3 heads" in result.out
+    out = tmp_path / "out"
+    assert files(out) == ["photo.json", "photo_groups.png", *(f"photo_head{i}_level1_labels.png" for i in range(3))]
+    # The photo as a whole, not its centre: 8 rows and 12 columns of cells.
+    np.testing.assert_array_equal(labels(out, "photo_head0_level1")[::25][:, 150], np.arange(8) % 6)
+    np.testing.assert_array_equal(labels(out, "photo_head1_level1")[100, 12::25], np.arange(12) % 6)
+    written = record(out, "photo")
+    assert written["settings"] == {"size": 64, "level": None, "num_groups": 6, "layer": -1, "head": None}
+    assert len(written["heads"]) == 3
+    assert written["heads"][2] == written["heads"][0] != written["heads"][1]
+
+
+def test_one_head_of_a_layer_with_fewer_groups(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    switches = ("--head", 1, "--layer", 2, "--groups", 4)
+    result = segment(run, Stripes(), tmp_path, monkeypatch, *switches)
+    assert result.code == 0
+    out = tmp_path / "out"
+    assert files(out) == ["photo.json", "photo_groups.png", "photo_level1_labels.png"]
+    np.testing.assert_array_equal(labels(out, "photo_level1")[100, 12::25], (np.arange(12) + 3) % 4)
+    assert record(out, "photo")["settings"] == {"size": 64, "level": None, "num_groups": 4, "layer": 2, "head": 1}
+
+
+def test_attention_of_tokens_is_a_picture_of_its_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = segment(run, Looking(), tmp_path, monkeypatch)
+    assert result.code == 0
+    assert "photo_groups.png, photo_attention.png" in result.out
+    assert files(tmp_path / "out") == [
+        "photo.json",
+        "photo_attention.png",
+        "photo_groups.png",
+        "photo_level1_labels.png",
+    ]
+    mistake(segment(run, Looking(), tmp_path, monkeypatch, "--head", 1), "--head", "has no such setting; leave it out")
+
+
+# --- info -----------------------------------------------------------------------------------------------------------
+
+
+def test_info_of_a_model_without_text(run: Run, cast: Path) -> None:
+    result = run("info", cast)
+    assert (result.code, result.err) == (0, "")
+    described = {key: value.strip() for key, value in (line.split("  ", 1) for line in result.out.splitlines())}
+    assert described["architecture"] == "cast_nano"
+    assert described["input"].startswith("64x64 pixels")
+    assert described["groups"] == "64 tokens -> 32 -> 16 -> 8 -> 4"
+    assert described["figures"] == "knn accuracy 41.25, region covering 0.5"
+    assert described["classes"].startswith("none")
+    assert described["command line"] == f"grouping-zoo segment photo.jpg --model {cast}"
+    parameters = sum(p.numel() for p in timm.create_model(f"local-dir:{cast}").parameters())
+    assert described["parameters"] == f"{parameters:,}"
+
+
+def test_info_names_the_classes_of_a_head(run: Run, tmp_path: Path) -> None:
+    network = timm.create_model("cast_nano", embed_dim=32, depths=(1, 1, 1, 1), num_classes=40).eval()
+    publish(network, tmp_path / "many", "# many\n", class_names=[f"class {number}" for number in range(40)])
+    result = run("info", tmp_path / "many")
+    assert result.code == 0
+    (line,) = [line for line in result.out.splitlines() if line.startswith("classes")]
+    assert "class 0, class 1, " in line
+    assert line.endswith("class 29, ... (40)")
+
+
+def test_eval_refuses_a_model_without_text(run: Run, cast: Path) -> None:
+    mistake(run("eval", cast), "has no text encoder", "grouping-zoo list")
+
+
+def test_records_are_json_for_everyone(run: Run, cast: Path, tmp_path: Path) -> None:
+    photo((1, 1)).save(tmp_path / "photo.png")
+    assert run("segment", tmp_path / "photo.png", "--model", cast, "--out", tmp_path / "out").code == 0
+    json.loads((tmp_path / "out" / "photo.json").read_text(), parse_constant=pytest.fail)
