@@ -207,7 +207,7 @@ def _digits(split: str) -> tuple[np.ndarray, ...]:
 
 
 class Scenes(Dataset[Scene]):
-    """One to three drawn objects of different classes on a random crop of a real photo.
+    """A few drawn objects of different classes on a random crop of a real photo.
 
     Photos, and handwritten digits, of the training and the validation split are disjoint.
 
@@ -218,9 +218,10 @@ class Scenes(Dataset[Scene]):
         seed: of everything random.
         objects: "shapes", eight drawn classes, or "digits", the ten handwritten digits.
         recolor: share of the scenes that show their photo in other colours, for training: there are few photos.
+        max_objects: most objects of a scene; with 1 each scene has exactly one, whose class is its label.
 
     Raises:
-        ValueError: for an unknown split or kind of objects, or a size that is too small.
+        ValueError: for an unknown split or kind of objects, or a number out of its range.
     """
 
     def __init__(
@@ -231,6 +232,7 @@ class Scenes(Dataset[Scene]):
         seed: int = 0,
         objects: Literal["shapes", "digits"] = "shapes",
         recolor: float = 0.0,
+        max_objects: int = 3,
     ) -> None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if split not in PHOTOS:
@@ -248,12 +250,18 @@ class Scenes(Dataset[Scene]):
             raise ValueError(f"recolor: expected a share from 0 to 1, got {recolor}; set 0.5, for example")
         if seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {seed}; choose another one")
+        most = len(CLASSES if objects == "shapes" else DIGITS)
+        if not 1 <= max_objects <= most:
+            raise ValueError(
+                f"max_objects: expected 1 to {most}, the number of classes, got {max_objects}; set 3, for example"
+            )
         self.split = split
         self.length = length
         self.image_size = size
         self.seed = seed
         self.objects = objects
         self.recolor = recolor
+        self.max_objects = max_objects
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -277,7 +285,7 @@ class Scenes(Dataset[Scene]):
         instances = np.zeros(self.image_size, dtype=np.uint8)
         classes: list[int] = []
         colors: list[str] = []
-        objects = self._place(rng, rng.permutation(len(names))[: rng.integers(1, 4)].tolist())
+        objects = self._place(rng, rng.permutation(len(names))[: rng.integers(1, self.max_objects + 1)].tolist())
         for class_index, placed in objects:
             name = names[class_index]
             usual = USUAL_COLORS.get(name, tuple(COLORS))
