@@ -12,10 +12,25 @@ from typing import Any
 
 import timm
 from timm.models import get_pretrained_cfg, is_model
-from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+    BaseImageProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
-from grouping_zoo.models.groupvit import PACKAGED
+from grouping_zoo.hf.groupvit import ZooGroupViTConfig
+from grouping_zoo.models.packaged import PACKAGED
 
+HEADS = {
+    "ForImageClassification": AutoModelForImageClassification,
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+}
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -65,10 +80,22 @@ def zoo_models() -> list[str]:
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("grouping_zoo.")]
 
 
-def open_checkpoint(name: str | Path) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, in evaluation mode, and the processor of a checkpoint; see `find_checkpoint` for the names."""
+def open_checkpoint(name: str | Path) -> tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]:
+    """The model and the processor of a checkpoint.
+
+    Args:
+        name: see `find_checkpoint`.
+
+    Returns:
+        the model in evaluation mode, with the head that the checkpoint has, and its processor: of a model with text
+        the tokenizer and the image processor in one, of any other the image processor.
+    """
     source = find_checkpoint(name)
-    return AutoModel.from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source)
+    written = (config.architectures or [""])[0]
+    auto_class = next((auto for end, auto in HEADS.items() if written.endswith(end)), AutoModel)
+    processor = AutoProcessor if config.model_type == ZooGroupViTConfig.model_type else AutoImageProcessor
+    return auto_class.from_pretrained(source).eval(), processor.from_pretrained(source)
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, card: str) -> None:

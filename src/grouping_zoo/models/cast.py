@@ -7,7 +7,6 @@ Shape legend: B batch, (H, W) image, (h, w) stem's grid, N_l tokens of stage l (
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +33,7 @@ from grouping_zoo.models.cast_parts import (
     init_linear,
     sincos_position_code,
 )
+from grouping_zoo.models.packaged import packaged_weights
 
 __all__ = ["CAST"]
 
@@ -484,8 +484,6 @@ def _check_clusters(num_clusters: Sequence[int], num_stages: int) -> tuple[int, 
 
 # --- variants -------------------------------------------------------------------------------------------------------
 
-PACKAGED = Path(__file__).resolve().parent.parent / "checkpoints"
-
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return (
@@ -514,7 +512,9 @@ default_cfgs = generate_default_cfgs(
         "cast_base_deep.untrained": _cfg(),
         "cast_seg_small.untrained": _cfg(),
         "cast_seg_base.untrained": _cfg(),
-        "cast_nano.untrained": _cfg(num_classes=0, input_size=(3, 64, 64), crop_pct=1.0),
+        "cast_nano.scenes": _cfg(
+            **packaged_weights("cast_nano_scenes"), num_classes=0, input_size=(3, 64, 64), crop_pct=1.0
+        ),
     }
 )
 

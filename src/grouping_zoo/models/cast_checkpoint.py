@@ -10,6 +10,8 @@ from typing import Any, Literal
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX, network_state_dict
+
 MoCoEncoder = Literal["base", "momentum"]
 MOCO_ENCODERS = ("base", "momentum")
 
@@ -40,7 +42,7 @@ def detect_format(keys: Iterable[str]) -> str:
 
     Returns:
         "moco" (an original snapshot of MoCo training), "original" (the network alone, as DeiT-style training and
-        conversions save it) or "timm" (this package's names).
+        conversions save it), "folder" (a checkpoint folder of this package) or "timm" (its network alone).
 
     Raises:
         ValueError: if the keys fit none.
@@ -50,8 +52,9 @@ def detect_format(keys: Iterable[str]) -> str:
         return "moco"
     if any(key.removeprefix("module.").startswith("pool1.pool_block.") for key in keys):
         return "original"
-    if any(key.startswith("stages.0.pooling.") for key in keys):
-        return "timm"
+    for name, prefix in (("folder", NETWORK_PREFIX), ("timm", "")):
+        if any(key.startswith(f"{prefix}stages.0.pooling.") for key in keys):
+            return name
     raise ValueError(f"checkpoint: no key of a CAST checkpoint among {sorted(keys)[:5]}; is it another model's?")
 
 
@@ -91,8 +94,8 @@ def convert_state_dict(state_dict: Mapping[str, Any], encoder: MoCoEncoder = "ba
         ValueError: listing the keys that no rule maps.
     """
     name = detect_format(state_dict)
-    if name == "timm":
-        return dict(state_dict)
+    if name in ("folder", "timm"):
+        return network_state_dict(state_dict)
     if name == "moco":
         state_dict = moco_encoder(state_dict, encoder)
     original = {key.removeprefix("module."): value for key, value in state_dict.items()}

@@ -11,7 +11,6 @@ S segments that leave the network.
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +25,7 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.conv_stem import ConvStem
 from grouping_zoo.layers.token_assignment import AssignmentMode, GroupingBlock, TokenMixer
 from grouping_zoo.models.groupvit_checkpoint import checkpoint_filter_fn
+from grouping_zoo.models.packaged import packaged_weights
 
 __all__ = ["GroupViT"]
 
@@ -462,8 +462,6 @@ def _make_stem(
 
 # --- variants -------------------------------------------------------------------------------------------------------
 
-PACKAGED = Path(__file__).resolve().parent.parent / "checkpoints"
-
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return (
@@ -488,7 +486,7 @@ default_cfgs = generate_default_cfgs(
     {
         "groupvit_small_patch16_224.untrained": _cfg(),
         "groupvit_nano_patch4_64.scenes": _cfg(
-            file=str(PACKAGED / "groupvit_nano_scenes" / "model.safetensors"),
+            **packaged_weights("groupvit_nano_scenes"),
             input_size=(3, 64, 64),
             first_conv="patch_embed.layers.0",
         ),

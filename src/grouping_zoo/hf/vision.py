@@ -1,0 +1,486 @@
+"""What the transformers classes of all image families share, and the checkpoint folder of an image network.
+
+A family adds its configuration and, for each class here, a subclass whose `forward` names the arguments that its
+network takes beside the images.
+
+Shape legend: B images, N tokens, C width, K classes, (H, W) image size, (h, w) feature map.
+"""
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import get_model_args, get_model_input_config, save_for_hf
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    SemanticSegmenterOutput,
+)
+from transformers.utils import can_return_tuple
+
+from grouping_zoo.grouping import Grouping
+from grouping_zoo.hf.base import ZooPreTrainedModel, hub_arguments
+from grouping_zoo.hf.image_processing import ZooImageProcessor
+from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX, SEGMENTATION_PREFIX
+
+# Arguments of timm that fetch weights: a configuration may be a stranger's, and shall reach nothing but the network.
+WEIGHT_SOURCES = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_backbone", "checkpoint_path", "cache_dir"}
+)
+INPUT_DESCRIPTION = (
+    "input_size",
+    "fixed_input_size",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "mean",
+    "std",
+    "first_conv",
+    "classifier",
+)
+
+
+# --- configuration --------------------------------------------------------------------------------------------------
+
+
+class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Configuration of an image family's classes; `config.json` carries timm's fields beside transformers'.
+
+    Args:
+        architecture: timm name of the network.
+        model_args: arguments of the network.
+        pretrained_cfg: timm's description of the input (size, mean, std, ...).
+        num_classes: classes of the head that the checkpoint holds, 0 for none; as many `num_labels` if no labels are
+            given.
+        num_features: width of the image's feature.
+        semantic_loss_ignore_index: label of pixels that a segmentation's loss leaves out.
+    """
+
+    # What a family sets: the timm module of its networks, the name of their head, and its image processor.
+    network_module: ClassVar[str] = ""
+    classifier: ClassVar[str] = "head"
+    image_processor_class: ClassVar[type[ZooImageProcessor]]
+
+    attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "num_features"}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["grouping", "hidden_states", "attentions"]
+
+    architecture: str = ""
+    model_args: dict[str, Any] | None = None
+    pretrained_cfg: dict[str, Any] | None = None
+    num_classes: int = 0
+    num_features: int | None = None
+    semantic_loss_ignore_index: int = 255
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for name in ("model_args", "pretrained_cfg"):
+            if not isinstance(value := getattr(self, name), dict | None):
+                raise ValueError(f"{name}: expected a mapping or null, got {value!r}")
+        out_features, out_indices = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        if self.id2label is None and self.num_classes:
+            kwargs.setdefault("num_labels", self.num_classes)
+        super().__post_init__(**kwargs)
+        if out_features is not None or out_indices is not None:
+            self.set_output_features_output_indices(out_features, out_indices)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """A name for each stage of the network: "stage1", "stage2", ..."""
+        with torch.device("meta"):  # shapes alone, which is quick
+            stages = self.create_network(0).feature_info
+        return [f"stage{i + 1}" for i in range(len(stages))]
+
+    def create_network(self, num_classes: int) -> Any:
+        """The timm network, with a head of `num_classes` (0: none).
+
+        Raises:
+            ValueError: for an architecture of another family, or arguments that it does not take.
+        """
+        known = timm.list_models(module=self.network_module)
+        if self.architecture not in known:
+            raise ValueError(f"architecture: expected one of {', '.join(known)}, got {self.architecture!r}")
+        arguments = self.model_args or {}
+        if sources := sorted(WEIGHT_SOURCES & set(arguments)):
+            raise ValueError(f"model_args: {', '.join(sources)} would load weights; remove it")
+        description = {key: value for key, value in (self.pretrained_cfg or {}).items() if key in INPUT_DESCRIPTION}
+        try:
+            return timm.create_model(
+                self.architecture, pretrained_cfg_overlay=description, **{**arguments, "num_classes": num_classes}
+            )
+        except TypeError as error:
+            raise ValueError(f"model_args: {self.architecture} does not take them: {error}") from None
+
+    @classmethod
+    def of_network(cls, network: Any, class_names: Sequence[str] | None = None) -> "ZooVisionConfig | None":
+        """The configuration of a timm network, of its own family; None if no family of this package has it.
+
+        Raises:
+            ValueError: if timm does not know what the network was made of.
+        """
+        if not hasattr(network, "pretrained_cfg"):
+            raise ValueError(
+                f"network: expected one made by timm.create_model, which notes arguments, got {type(network).__name__}"
+            )
+        module = type(network).__module__.rpartition(".")[2]
+        family = next((family for family in cls.__subclasses__() if family.network_module == module), None)
+        if family is None:
+            return None
+        left_out = WEIGHT_SOURCES | {"num_classes"}
+        arguments = {key: value for key, value in get_model_args(network).items() if key not in left_out}
+        names = None if class_names is None else dict(enumerate(class_names))
+        return family(
+            architecture=network.pretrained_cfg["architecture"],
+            model_args={key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
+            pretrained_cfg=input_description(network),
+            num_classes=network.num_classes,
+            id2label=names,
+            label2id=None if names is None else {name: index for index, name in names.items()},
+        )
+
+
+def input_description(network: Any) -> dict[str, Any]:
+    """The part of a timm network's `pretrained_cfg` that describes its input and head, not where weights lie."""
+    known = {key: network.pretrained_cfg[key] for key in INPUT_DESCRIPTION if key in network.pretrained_cfg}
+    known |= {"input_size": get_model_input_config(network)["input_size"], "num_classes": network.num_classes}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+class EncodedImages(NamedTuple):
+    """What one pass of a network finds.
+
+    Attributes:
+        features: as `forward_features` gives them.
+        stage_tokens: tokens of each stage, (B, N, C).
+        grouping: how the tokens fall into groups.
+    """
+
+    features: Tensor
+    stage_tokens: list[Tensor]
+    grouping: Grouping
+
+
+@dataclass
+class ZooVisionModelOutput(BaseModelOutputWithPooling):
+    """`last_hidden_state` as the network's `forward_features`, `pooler_output` (B, C) the image's feature.
+
+    `hidden_states` are each stage's tokens (B, N, C) and the `last_hidden_state`; `attentions` the soft assignments
+    of the grouping, (B, heads, N_l, N_{l+1}) each, rows sum to 1.
+    """
+
+    grouping: Grouping | None = None
+
+
+@dataclass
+class ZooImageClassifierOutput(ImageClassifierOutput):
+    """`logits` (B, K); the other fields as in `ZooVisionModelOutput`."""
+
+    grouping: Grouping | None = None
+
+
+@dataclass
+class ZooSemanticSegmenterOutput(SemanticSegmenterOutput):
+    """`logits` (B, K, H, W); the other fields as in `ZooVisionModelOutput`."""
+
+    grouping: Grouping | None = None
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class ZooVisionPreTrainedModel(ZooPreTrainedModel):
+    """A timm network of an image family as `self.model`."""
+
+    config_class = ZooVisionConfig
+    main_input_name = "pixel_values"
+    input_modalities = ["image"]  # noqa: RUF012 - transformers' own convention
+
+    def __init__(self, config: ZooVisionConfig, num_classes: int = 0) -> None:
+        super().__init__(config)
+        # transformers asks for a precision by the default one; a network may hold values made in another.
+        self.model = config.create_network(num_classes).to(torch.get_default_dtype())
+        config.num_features = self.model.num_features
+        if config.pretrained_cfg is None:
+            config.pretrained_cfg = input_description(self.model)
+        # Labels may be given one way alone, or replace a checkpoint's.
+        config.label2id = {str(name): int(index) for index, name in (config.id2label or {}).items()}
+        heads = {f"{NETWORK_PREFIX}{config.classifier}.", SEGMENTATION_PREFIX} - {self._head_prefix}
+        self._keys_to_ignore_on_load_unexpected = ["^" + head.replace(".", r"\.") for head in sorted(heads)]
+
+    @property
+    def _head_prefix(self) -> str | None:
+        """What the keys of this class' head start with; those of other heads in a checkpoint are left out."""
+        return None
+
+    def encode(self, pixel_values: Tensor, **network_args: Any) -> EncodedImages:
+        """One pass of the network; the arguments beside the images are the network's own."""
+        return EncodedImages(*self.model.forward_grouped(pixel_values, **network_args))
+
+    def forward_grouping(self, pixel_values: Tensor, **network_args: Any) -> Grouping:
+        """The grouping of images (B, in_chans, H, W)."""
+        return self.model.forward_grouping(pixel_values, **network_args)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Writes a folder that both doors open; the arguments are those of `transformers.PreTrainedModel`."""
+        # A configuration may be shared by models with and without head; timm's door needs this one's.
+        config: Any = self.config
+        config.num_classes = self.model.num_classes
+        config.pretrained_cfg |= {"num_classes": config.num_classes}
+        if config.num_classes:
+            config.pretrained_cfg["label_names"] = [config.id2label[index] for index in range(config.num_classes)]
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def start_fresh_head(self, source: Any, missing: Set[str], misshapen: Set[str], kwargs: dict[str, Any]) -> set[str]:
+        """Accepts a head that the checkpoint lacks as a whole, or that is asked for with another number of labels."""
+        if self._head_prefix is None:
+            return set()
+        head = {key for key in self.state_dict() if key.startswith(self._head_prefix)}
+        if not head & (missing | misshapen):
+            return set()
+        found, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments(kwargs))
+        fresh: set[str] = set()
+        if head <= missing and type(self).__name__ not in (found.get("architectures") or []):
+            fresh = head
+        elif type(self.config).from_dict(dict(found)).num_labels != self.config.num_labels:
+            fresh = head & misshapen
+        if fresh:
+            self._init_head()
+        return fresh
+
+    def _init_head(self) -> None:
+        """Initialises a fresh head; transformers has given it its layers' own defaults."""
+
+    def _extras(
+        self, encoded: EncodedImages, output_hidden_states: bool | None, output_attentions: bool | None
+    ) -> dict[str, Any]:
+        """The fields that all outputs share."""
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        return dict(
+            hidden_states=(*encoded.stage_tokens, encoded.features) if states else None,
+            attentions=tuple(encoded.grouping.assignments) if attentions else None,
+            grouping=encoded.grouping,
+        )
+
+
+class ZooVisionModel(ZooVisionPreTrainedModel):
+    """An image network without head."""
+
+    def __init__(self, config: ZooVisionConfig) -> None:
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **network_args: Any,
+    ) -> ZooVisionModelOutput:
+        """Features and grouping of images.
+
+        Args:
+            pixel_values: (B, in_chans, H, W), any size that the network takes.
+            output_hidden_states: also return each stage's tokens.
+            output_attentions: also return the grouping's soft assignments.
+            network_args: the network's own arguments.
+        """
+        encoded = self.encode(pixel_values, **network_args)
+        return ZooVisionModelOutput(
+            last_hidden_state=encoded.features,
+            pooler_output=self.model.forward_head(encoded.features, pre_logits=True),
+            **self._extras(encoded, output_hidden_states, output_attentions),
+        )
+
+
+class ZooForImageClassification(ZooVisionPreTrainedModel):
+    """An image network with its linear head."""
+
+    def __init__(self, config: ZooVisionConfig) -> None:
+        super().__init__(config, config.num_labels or 0)
+        self.post_init()
+
+    @property
+    def _head_prefix(self) -> str:
+        return f"{NETWORK_PREFIX}{self.config.classifier}."
+
+    def _init_head(self) -> None:
+        self.model.reset_classifier(self.config.num_labels)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **network_args: Any,
+    ) -> ZooImageClassifierOutput:
+        """Classifies images.
+
+        Args:
+            pixel_values: (B, in_chans, H, W), any size that the network takes.
+            labels: (B,) int64 classes, or (B, K) float for several a picture or regression; also returns the loss.
+            output_hidden_states: also return each stage's tokens.
+            output_attentions: also return the grouping's soft assignments.
+            network_args: the network's own arguments.
+        """
+        encoded = self.encode(pixel_values, **network_args)
+        logits = self.model.forward_head(encoded.features)
+        return ZooImageClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
+            logits=logits,
+            **self._extras(encoded, output_hidden_states, output_attentions),
+        )
+
+
+class ZooForSemanticSegmentation(ZooVisionPreTrainedModel):
+    """An image network with a segmentation head; a family makes it in `make_head` and uses it in `segment`."""
+
+    def __init__(self, config: ZooVisionConfig) -> None:
+        super().__init__(config)
+        self.segmentation_head = self.make_head(config.num_labels or 0)
+        self.post_init()
+
+    @property
+    def _head_prefix(self) -> str:
+        return SEGMENTATION_PREFIX
+
+    def make_head(self, num_labels: int) -> nn.Module:
+        """The head, from the features of `self.model` to `num_labels`."""
+        raise NotImplementedError
+
+    def segment(self, encoded: EncodedImages, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, H, W) of every pixel of images of a size."""
+        raise NotImplementedError
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **network_args: Any,
+    ) -> ZooSemanticSegmenterOutput:
+        """Classifies every pixel.
+
+        Args:
+            pixel_values: (B, in_chans, H, W), any size that the network takes.
+            labels: (B, H', W') int64, `semantic_loss_ignore_index` where unknown; also returns the cross-entropy.
+            output_hidden_states: also return each stage's tokens.
+            output_attentions: also return the grouping's soft assignments.
+            network_args: the network's own arguments.
+        """
+        encoded = self.encode(pixel_values, **network_args)
+        logits = self.segment(encoded, (pixel_values.shape[-2], pixel_values.shape[-1]))
+        return ZooSemanticSegmenterOutput(
+            loss=None if labels is None else self._loss(logits, labels),
+            logits=logits,
+            **self._extras(encoded, output_hidden_states, output_attentions),
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape[-2:] != logits.shape[-2:]:
+            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+
+
+class ZooBackbone(BackboneMixin, ZooVisionPreTrainedModel):
+    """An image network as a detector or segmenter takes it: feature maps (B, C, h, w) of chosen stages."""
+
+    has_attentions = False
+
+    def __init__(self, config: ZooVisionConfig) -> None:
+        config.set_output_features_output_indices(config._out_features, config._out_indices)
+        super().__init__(config)
+        self.num_features = [stage["num_chs"] for stage in self.model.feature_info]
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, *, output_hidden_states: bool | None = None, **network_args: Any
+    ) -> BackboneOutput:
+        """Feature maps (B, C, h, w) of the stages in `out_features`, as timm's `forward_intermediates` gives them.
+
+        Args:
+            pixel_values: (B, in_chans, H, W), any size that the network takes.
+            output_hidden_states: also return the maps of all stages.
+            network_args: the network's own arguments.
+        """
+        number = len(self.stage_names)
+        wanted = [index % number for index in self.out_indices]
+        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        taken = list(range(number)) if states else wanted
+        maps = self.model.forward_intermediates(
+            pixel_values, indices=taken, stop_early=True, intermediates_only=True, **network_args
+        )
+        return BackboneOutput(
+            feature_maps=tuple(maps[taken.index(index)] for index in wanted),
+            hidden_states=tuple(maps) if states else None,
+        )
+
+
+# --- checkpoint folders ---------------------------------------------------------------------------------------------
+
+
+def publish(
+    network: nn.Module,
+    folder: Path,
+    card: str,
+    *,
+    class_names: Sequence[str] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Writes the checkpoint folder of a timm network.
+
+    A network of an image family of this package opens by both doors: with a head as ForImageClassification, without
+    as Model. Any other timm network is written as timm itself does.
+
+    Args:
+        network: made by `timm.create_model`.
+        folder: made if need be.
+        card: the model card, Markdown.
+        class_names: of the head's classes; left out where there is no head.
+        metrics: figures that are added to the card as a table.
+
+    Raises:
+        ValueError: if the names are not as many as the classes.
+    """
+    number = getattr(network, "num_classes", 0)
+    names = list(class_names) if class_names is not None and number else None
+    if names is not None and len(names) != number:
+        raise ValueError(f"class_names: expected {number}, one for each class of the head, got {len(names)}")
+    config = ZooVisionConfig.of_network(network, names)
+    if config is None:
+        save_for_hf(network, str(folder), {"label_names": names} if names else None, safe_serialization=True)
+    else:
+        auto_class = AutoModelForImageClassification if number else AutoModel
+        model: Any = auto_class.from_config(config)
+        model.model.load_state_dict(network.state_dict())
+        model.save_pretrained(folder)
+        config.image_processor_class.of_network(network).save_pretrained(folder)
+    Path(folder, "README.md").write_text(card + _figures(metrics or {}), encoding="utf-8")
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    """A Markdown table of figures."""
+    if not metrics:
+        return ""
+    rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
+    return "\n".join(["", "| figure | value |", "|---|---|", *rows, ""])
