@@ -18,7 +18,10 @@ import yaml
 
 from grouping_zoo.engine.task import Task
 
-TASKS: dict[str, str] = {"image_text": "grouping_zoo.engine.image_text:ImageTextRecipe"}
+TASKS: dict[str, str] = {
+    "image_text": "grouping_zoo.engine.image_text:ImageTextRecipe",
+    "moco_v3": "grouping_zoo.engine.moco_v3:MoCoV3Recipe",
+}
 """Task name -> "module:Recipe class"."""
 
 

@@ -1,0 +1,281 @@
+"""What the tasks that train one network on images have in common: settings, network, evaluation, export."""
+
+import difflib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from grouping_zoo.data.image_source import ImageSource, open_images
+from grouping_zoo.data.multi_view import ImageTensors, SingleViews
+from grouping_zoo.engine.recipe import Recipe
+from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
+from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
+from grouping_zoo.hf.vision import publish
+
+EVALUATION_BATCH_SIZE = 64
+
+
+@dataclass(kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    architecture: str
+    """Any of timm's models."""
+    model_args: dict[str, Any] = field(default_factory=dict)
+    """Its arguments."""
+
+
+@dataclass(kw_only=True)
+class ImageDataConfig:
+    """Images to train on."""
+
+    source: Literal["scenes", "folder", "hub"] = "scenes"
+    """"scenes": the built-in ones; "folder": images in a folder, one subfolder a class, or none where no class is
+    known; "hub": a data set's name."""
+    path: str | None = None
+    """Folder or hub name; null for scenes."""
+    split: str | None = "train"
+    """"train" of the scenes; subfolder of the folder, null for the folder itself; split of the hub data set."""
+    image_size: int = 224
+    """Side of the network's images in pixels."""
+    length: int = 10_000
+    """Scenes an epoch."""
+    objects: Literal["shapes", "digits"] = "shapes"
+    """What the scenes show."""
+    max_objects: int = 3
+    """Most objects of a scene; 1 gives scenes with a class."""
+    recolor: float = 0.0
+    """Share of the scenes with their photo in other colours."""
+
+    def __post_init__(self) -> None:
+        if (self.source == "scenes") != (self.path is None):
+            raise ValueError(
+                f"data.path: expected {'null' if self.source == 'scenes' else 'a folder or name'} with "
+                f"data.source={self.source}, got {self.path}"
+            )
+        if self.image_size < 1:
+            raise ValueError(f"data.image_size: expected a side in pixels, got {self.image_size}; set 224")
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """Accuracy of frozen features on labelled images, by a vote of the nearest training images."""
+
+    train_images: int = 0
+    """Training images that vote, drawn by chance; of scenes, those with one object. 0 for no evaluation."""
+    test_images: int = 0
+    """Held-out images that are judged."""
+    split: str | None = "validation"
+    """Where these are; see data.split."""
+    neighbours: int = 20
+    """How many images vote."""
+    temperature: float = 0.07
+    """The smaller, the more the nearest ones count."""
+
+    def __post_init__(self) -> None:
+        if min(self.train_images, self.test_images) < 0 or (self.train_images > 0) != (self.test_images > 0):
+            raise ValueError(
+                f"evaluation.train_images, evaluation.test_images: expected both above 0, or both 0 for no evaluation, "
+                f"got {self.train_images} and {self.test_images}"
+            )
+
+
+@dataclass(kw_only=True)
+class VisionRecipe(Recipe):
+    """A training run of one network on images; each task adds its own sections."""
+
+    model: ModelConfig
+    data: ImageDataConfig = field(default_factory=ImageDataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+class VisionTask:
+    """See `grouping_zoo.engine.task.Task`; a subclass makes `objective` and `dataset` of the parts made here.
+
+    Args:
+        recipe: of the run.
+        num_classes: classes of the network's head; None for those of the source, 0 for a network without head.
+
+    Attributes:
+        source: the training images.
+        network: the timm model.
+        tensors: what the network takes of an image.
+    """
+
+    method: ClassVar[str]
+    """What the model card calls the training."""
+    objective: nn.Module
+    dataset: Dataset[Any]
+    collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
+
+    def __init__(self, recipe: VisionRecipe, num_classes: int | None = 0) -> None:
+        self.recipe = recipe
+        self.source = open_source(recipe.data, recipe.run.seed)
+        classes = len(self.source.class_names) if num_classes is None else num_classes
+        self.network = create_network(recipe.model, classes, recipe.data.image_size)
+        self.tensors = image_tensors(self.network)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy of the nearest neighbours; none if the recipe asks for none."""
+        settings = self.recipe.evaluation
+        if not settings.train_images:
+            return {}
+        train_source, test_source = self._labelled_parts()
+        train, train_labels = self._features(model, train_source, settings.train_images)
+        test, test_labels = self._features(model, test_source, settings.test_images)
+        accuracy = knn_accuracy(
+            train,
+            train_labels,
+            test,
+            test_labels,
+            neighbours=settings.neighbours,
+            temperature=settings.temperature,
+            num_classes=len(train_source.class_names) or None,
+        )
+        return {"knn_accuracy": accuracy}
+
+    def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
+        """Writes a checkpoint folder that timm and, for this package's models, transformers open."""
+        names = self.source.class_names if self.network.num_classes else None
+        publish(model, folder, model_card(self.recipe, self.method), class_names=names, metrics=metrics)
+
+    def load_weights(self, source: str) -> None:
+        """Starts from a checkpoint folder or hub name of the same architecture; another head is left out."""
+        found = find_checkpoint(source)
+        scheme = "local-dir" if Path(found).is_dir() else "hf-hub"
+        config = self.recipe.model
+        arguments = _network_arguments(config, self.recipe.data.image_size)
+        try:
+            loaded: Any = timm.create_model(f"{scheme}:{found}", pretrained=True, **arguments)
+            if loaded.num_classes != self.network.num_classes:
+                loaded.reset_classifier(self.network.num_classes)
+            self.network.load_state_dict(loaded.state_dict())
+        except (RuntimeError, TypeError) as error:
+            reasons = " ".join(str(error).split()[:60])  # torch lists every single weight
+            raise ValueError(
+                f"run.init_from: expected a checkpoint of {config.architecture} with the same arguments, got {source}, "
+                f"which does not fit: {reasons} ..."
+            ) from None
+
+    def _labelled_parts(self) -> tuple[ImageSource, ImageSource]:
+        """Training and held-out images with labels."""
+        recipe, settings = self.recipe, self.recipe.evaluation
+        if recipe.data.source == "scenes":
+            counts = (settings.train_images, settings.test_images)
+            train, test = (
+                open_source(recipe.data, recipe.run.seed, split=split, length=count, max_objects=1, recolor=0.0)
+                for split, count in zip((recipe.data.split, settings.split), counts, strict=True)
+            )
+        else:
+            train, test = self.source, open_source(recipe.data, recipe.run.seed, split=settings.split)
+        if train.class_names != test.class_names:
+            raise ValueError(
+                f"evaluation.split: expected the {len(train.class_names)} classes of data.split={recipe.data.split}, "
+                f"got {len(test.class_names)} or others in {settings.split}; give both parts the same classes"
+            )
+        return train, test
+
+    def _features(self, model: nn.Module, source: ImageSource, number: int) -> tuple[Tensor, Tensor]:
+        """Features and labels of a source's images, or of so many of them."""
+        run = self.recipe.run
+        order = np.random.default_rng(run.seed).permutation(len(source))[:number].tolist()
+        views = SingleViews(source, self.recipe.data.image_size, self.tensors)
+        loader = DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
+        labels: list[Tensor] = []
+
+        def batches() -> Iterator[dict[str, Tensor]]:
+            for batch in loader:
+                if "label" not in batch:
+                    raise ValueError(
+                        "evaluation.train_images: expected labelled images, but the source knows no classes; set 0"
+                    )
+                labels.append(batch["label"])
+                yield batch
+
+        return extract_features(model, batches()), torch.cat(labels)
+
+
+def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource:
+    """The images of a recipe; `changes` replace its settings."""
+    settings: dict[str, Any] = dict(
+        split=data.split,
+        length=data.length,
+        image_size=data.image_size,
+        seed=seed,
+        objects=data.objects,
+        max_objects=data.max_objects,
+        recolor=data.recolor,
+    )
+    return open_images(data.source, data.path, **(settings | changes))
+
+
+def create_network(config: ModelConfig, num_classes: int, image_size: int) -> Any:
+    """A timm model for images of a size, which `pretrained_cfg` then names as its own.
+
+    Raises:
+        ValueError: for an unknown architecture, or arguments that it does not take.
+    """
+    name = config.architecture
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"this package's own are {', '.join(zoo_models())}"
+        raise ValueError(f"model.architecture: expected one of timm's models, got {name!r}; {hint}")
+    try:
+        network: Any = timm.create_model(name, num_classes=num_classes, **_network_arguments(config, image_size))
+    except TypeError as error:
+        raise ValueError(f"model.model_args: expected arguments of {name}, got {config.model_args}: {error}") from None
+    channels = network.pretrained_cfg["input_size"][0]
+    network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (channels, image_size, image_size)}
+    return network
+
+
+def _network_arguments(config: ModelConfig, image_size: int) -> dict[str, Any]:
+    """The recipe's, and for models that take images of one size only, that size."""
+    sizes = {"img_size": image_size} if get_pretrained_cfg(config.architecture).fixed_input_size else {}
+    return sizes | config.model_args
+
+
+def image_tensors(network: Any) -> ImageTensors:
+    """What a network takes of an image: normalised pixels, and superpixels if it groups them."""
+    description = network.pretrained_cfg
+    mean, std = tuple(description["mean"]), tuple(description["std"])
+    if not hasattr(network, "superpixel_method"):
+        return ImageTensors(mean=mean, std=std)
+    return ImageTensors(
+        mean=mean,
+        std=std,
+        superpixel_method=network.superpixel_method,
+        superpixel_size=network.superpixel_size,
+    )
+
+
+def model_card(recipe: VisionRecipe, method: str) -> str:
+    """The card of a checkpoint: how to open it and what it was trained on; `publish` adds the figures."""
+    name, architecture = Path(recipe.run.output_dir).name, recipe.model.architecture
+    lines = ["import grouping_zoo, timm", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
+    if architecture.split(".")[0] in zoo_models():
+        lines += ["", "from transformers import AutoModel", f'model = AutoModel.from_pretrained("{name}")']
+    code = "\n".join(lines)
+    return f"""---
+library_name: timm
+license: apache-2.0
+tags: [grouping-zoo, {architecture.split("_")[0]}]
+---
+
+# {name}
+
+`{architecture}` trained by {method} in [grouping_zoo](https://github.com/grouping-zoo/grouping-zoo) for
+{recipe.run.steps} updates of {recipe.run.batch_size} images from "{recipe.data.path or recipe.data.source}".
+
+```python
+{code}
+```
+"""
