@@ -5,6 +5,8 @@ import os
 # Before any import of the hub's client, which reads it once.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,13 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
     save_checkpoint(folder, model, ZooGroupViTProcessor(image_processor, tokenizer), "# A tiny checkpoint\n")
     return folder
+
+
+@pytest.fixture
+def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """Warnings and errors of transformers, which does not pass them on to the root logger by itself."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.WARNING, "transformers")
+    yield caplog
+    logger.removeHandler(caplog.handler)

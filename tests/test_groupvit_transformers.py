@@ -2,11 +2,9 @@
 
 import copy
 import json
-import logging
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +54,6 @@ def copied(checkpoint_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(checkpoint_folder, tmp_path / "copied"))
 
 
-@pytest.fixture
-def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
-    """Warnings and errors of transformers, which does not pass them on to the root logger by itself."""
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.WARNING, "transformers")
-    yield caplog.records
-    logger.removeHandler(caplog.handler)
-
-
 # --- the folder -----------------------------------------------------------------------------------------------------
 
 
@@ -97,10 +85,10 @@ def test_auto_classes_open_the_folder(checkpoint_folder: Path) -> None:
     assert tokenizer.model_max_length == 16
 
 
-def test_opening_says_nothing(checkpoint_folder: Path, transformers_log: list[logging.LogRecord]) -> None:
+def test_opening_says_nothing(checkpoint_folder: Path, transformers_log: pytest.LogCaptureFixture) -> None:
     open_model(checkpoint_folder)
     AutoProcessor.from_pretrained(checkpoint_folder)
-    assert not [record.getMessage() for record in transformers_log]
+    assert not transformers_log.messages
 
 
 def test_both_doors_give_the_same_numbers(checkpoint_folder: Path) -> None:
@@ -197,7 +185,7 @@ print("opened")
 # --- pipelines ------------------------------------------------------------------------------------------------------
 
 
-def test_zero_shot_pipeline(checkpoint_folder: Path, transformers_log: list[logging.LogRecord]) -> None:
+def test_zero_shot_pipeline(checkpoint_folder: Path, transformers_log: pytest.LogCaptureFixture) -> None:
     classify = pipeline("zero-shot-image-classification", model=str(checkpoint_folder))
     labels = ["cat", "coffee cup", "rocket"]
     found = classify([photo(), photo(20, 20)], candidate_labels=labels, hypothesis_template="a photo of a {}")
@@ -210,17 +198,17 @@ def test_zero_shot_pipeline(checkpoint_folder: Path, transformers_log: list[logg
             expected = model(**inputs).logits_per_image.softmax(-1)[0]
         scores = {answer["label"]: answer["score"] for answer in answers}
         assert [scores[label] for label in labels] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert not [record.getMessage() for record in transformers_log]
+    assert not transformers_log.messages
 
 
-def test_feature_extraction_pipeline(checkpoint_folder: Path, transformers_log: list[logging.LogRecord]) -> None:
+def test_feature_extraction_pipeline(checkpoint_folder: Path, transformers_log: pytest.LogCaptureFixture) -> None:
     extract = pipeline("image-feature-extraction", model=str(checkpoint_folder), return_tensors=True)
     feature = extract(photo())
     inputs = AutoImageProcessor.from_pretrained(checkpoint_folder)(photo(), return_tensors="pt")
     with torch.no_grad():
         expected = open_model(checkpoint_folder)(**inputs).image_embeds
     assert torch.allclose(feature, expected, atol=1e-6)
-    assert not [record.getMessage() for record in transformers_log]
+    assert not transformers_log.messages
 
 
 # --- outputs --------------------------------------------------------------------------------------------------------

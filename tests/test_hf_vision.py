@@ -1,9 +1,7 @@
 """What the transformers classes of every image family promise. A new family joins by one line in `FAMILIES`."""
 
 import json
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +68,6 @@ def folders(family: SmallModel, tmp_path_factory: pytest.TempPathFactory) -> dic
 def copied(folders: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the classifier's folder to be tampered with."""
     return Path(shutil.copytree(folders["classifier"], tmp_path / "copied"))
-
-
-@pytest.fixture
-def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """Warnings and errors of transformers, which does not pass them on to the root logger by itself."""
-    logger = logging.getLogger("transformers")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.WARNING, "transformers")
-    yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def photo(height: int = 40, width: int = 60) -> Image.Image:

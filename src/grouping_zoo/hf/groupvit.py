@@ -20,6 +20,7 @@ from transformers.utils import can_return_tuple
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.base import ZooPreTrainedModel
+from grouping_zoo.hf.vision import input_description
 from grouping_zoo.models.groupvit_checkpoint import convert_state_dict
 from grouping_zoo.models.image_text import ImageTextModel
 
@@ -310,22 +311,9 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def timm_input_description(vision: Any) -> dict[str, Any]:
-    """The part of a timm model's `pretrained_cfg` that describes its input and head, without where weights lie."""
-    keys = (
-        "input_size",
-        "fixed_input_size",
-        "interpolation",
-        "crop_pct",
-        "mean",
-        "std",
-        "first_conv",
-        "classifier",
-        "num_classes",
-    )
-    description = {key: vision.pretrained_cfg.get(key) for key in keys if key in vision.pretrained_cfg}
+    """The description of the vision tower's input; its size is what the position embedding was made for."""
     height, width = (p * g for p, g in zip(vision.patch_size, vision.patch_embed.grid_size, strict=True))
-    description["input_size"] = [vision.in_chans, height, width]
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in description.items()}
+    return input_description(vision) | {"input_size": [vision.in_chans, height, width]}
 
 
 def _contrastive_loss(logits: Tensor) -> Tensor:
