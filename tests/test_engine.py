@@ -66,6 +66,19 @@ def test_layer_decay_falls_with_the_distance_from_the_top(towers: bool) -> None:
     assert scales["head.weight"] == 1.0
 
 
+def test_a_trained_network_beside_the_published_one_counts_as_it() -> None:
+    objective = ToyObjective(ToyNetwork(noisy=True).requires_grad_(False), None, 0)
+    objective.student = ToyNetwork(noisy=True)
+    groups = parameter_groups(objective, 0.05, 0.5)
+    found = {name: group for group in groups for name in names_in(group, objective)}
+    named = objective.student.no_weight_decay()
+    assert named
+    assert all(found[f"student.{name}"]["weight_decay"] == 0 for name in named)
+    assert found["student.hidden.weight"]["weight_decay"] == 0.05
+    assert found["student.hidden.weight"]["lr_scale"] == 0.25
+    assert not any(name.startswith("model.") for name in found)
+
+
 def test_layer_decay_without_layers_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"optimizer\.layer_decay.*Linear has no group_matcher"):
         build_optimizer(ToyObjective(nn.Linear(2, 2), None, 0), OptimizerConfig(layer_decay=0.5))

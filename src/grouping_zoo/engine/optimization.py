@@ -31,21 +31,28 @@ def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.opti
 def parameter_groups(objective: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
     """Trainable parameters grouped by learning rate factor and weight decay.
 
-    Biases, one-dimensional parameters and those that `objective.model.no_weight_decay()` names do not decay.
+    Biases, one-dimensional parameters and those that `no_weight_decay()` of one of the objective's networks names do
+    not decay. Layer decay counts for the networks that are built like `objective.model`: the trained one may be another
+    than the published one, as in self-distillation.
 
     Returns:
         groups with `params`, `weight_decay` and `lr_scale`, in the order of the parameters.
     """
     network: Any = objective.model
-    exempt = [f"model.{name}" for name in getattr(network, "no_weight_decay", set)()]
-    scales = {} if layer_decay is None else layer_scales(network, layer_decay)
+    parts: list[tuple[str, Any]] = list(objective.named_children())
+    exempt = [f"{part}.{name}" for part, module in parts for name in getattr(module, "no_weight_decay", set)()]
+    scales: dict[str, float] = {}
+    if layer_decay is not None:
+        of_network = layer_scales(network, layer_decay)
+        alike = [part for part, module in parts if type(module) is type(network)]
+        scales = {f"{part}.{name}": scale for part in alike for name, scale in of_network.items()}
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in objective.named_parameters():
         if not parameter.requires_grad:
             continue
         spared = parameter.ndim <= 1 or name.endswith(".bias") or any(fnmatch(name, pattern) for pattern in exempt)
         decay = 0.0 if spared else weight_decay
-        scale = scales.get(name.removeprefix("model."), 1.0)
+        scale = scales.get(name, 1.0)
         group = groups.setdefault((scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale})
         group["params"].append(parameter)
     return list(groups.values())
