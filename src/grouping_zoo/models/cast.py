@@ -568,15 +568,15 @@ def cast_seg_base(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def cast_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A CAST for a laptop: width 128, 6 blocks, 64x64 images of about 64 superpixels, a stem of stride 4."""
+    """A CAST for a laptop: width 64, 6 blocks, 64x64 images of about 64 superpixels, a stem of stride 2."""
     model_args: dict[str, Any] = dict(
         img_size=64,
         num_classes=0,
-        embed_dim=128,
+        embed_dim=64,
         depths=(2, 1, 1, 2),
         num_heads=4,
         num_clusters=(32, 16, 8, 4),
-        stem_strides=(2, 2, 1),
+        stem_strides=(2, 1, 1),
         superpixel_size=8,
     )
     return _create("cast_nano", pretrained, **{**model_args, **kwargs})
