@@ -272,8 +272,9 @@ def test_info_names_the_classes_of_a_head(run: Run, tmp_path: Path) -> None:
     assert line.endswith("class 29, ... (40)")
 
 
-def test_eval_refuses_a_model_without_text(run: Run, cast: Path) -> None:
-    mistake(run("eval", cast), "has no text encoder", "grouping-zoo list")
+def test_eval_refuses_what_is_for_models_with_text(run: Run, cast: Path) -> None:
+    mistake(run("eval", cast, "--task", "zero-shot-seg"), "zero-shot-seg does not fit", "choose from knn, linear")
+    mistake(run("eval", cast, "--threshold", 0.5), "--threshold", "is for models with text")
 
 
 def test_records_are_json_for_everyone(run: Run, cast: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
-from grouping_zoo.cli import evaluate, models, segment
+from grouping_zoo.cli import compare, evaluate, models, segment
 from grouping_zoo.cli.parsing import Parser
 from grouping_zoo.user_errors import report_user_errors
 from grouping_zoo.version import __version__
@@ -61,5 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     models.add_info_arguments(command("info", models.info, "Describe a checkpoint or an architecture."))
     segment.add_arguments(command("segment", segment.run, "Group the pixels of photos, and label them by text."))
     commands.add_parser("train", help="Train by a recipe; see `grouping-zoo train --help`.", add_help=False)
-    evaluate.add_arguments(command("eval", evaluate.run, "Zero-shot figures of a checkpoint on held-out scenes."))
+    evaluate.add_arguments(command("eval", evaluate.run, "Figures of checkpoints on held-out images."))
+    compare.add_arguments(command("compare", compare.run, "The figures of several checkpoints side by side."))
     return parser

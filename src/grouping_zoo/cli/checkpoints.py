@@ -15,11 +15,7 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
     Raises:
         ValueError: for another name, damaged weights, or a device that this machine lacks.
     """
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device: expected a device of this machine, got {device!r} ({reason}); try cpu") from None
+    check_device(device)
     try:
         model, processor = checkpoint_folder.open_checkpoint(name)
     except SafetensorError as error:
@@ -28,20 +24,21 @@ def open_model(name: str, device: str) -> tuple[Any, Any]:
     return network.to(device), processor
 
 
+def check_device(device: str) -> None:
+    """Tries a device.
+
+    Raises:
+        ValueError: for one that this machine lacks.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device: expected a device of this machine, got {device!r} ({reason}); try cpu") from None
+
+
 def has_text(model: Any, processor: Any) -> bool:
     """Whether a model names what it groups: it has a text tower, and its processor a tokenizer."""
     return (
         isinstance(getattr(model, "model", None), ImageTextModel) and getattr(processor, "tokenizer", None) is not None
     )
-
-
-def check_text(name: str, model: Any, processor: Any) -> None:
-    """Refuses a model without text.
-
-    Raises:
-        ValueError: for such a model.
-    """
-    if not has_text(model, processor):
-        raise ValueError(
-            f"{name}: {type(model).__name__} has no text encoder; choose a GroupViT checkpoint: grouping-zoo list"
-        )

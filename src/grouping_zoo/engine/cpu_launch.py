@@ -28,13 +28,13 @@ def processes_asked_for() -> int | None:
     return launch_command_parser().parse_args(command[command.index("launch") + 1 :]).num_processes
 
 
-def launch(processes: int, arguments: Sequence[str]) -> None:
-    """Runs `python -m grouping_zoo.engine ARGUMENTS` in several processes on this machine.
+def launch(processes: int, arguments: Sequence[str], module: str = "grouping_zoo.engine") -> None:
+    """Runs `python -m MODULE ARGUMENTS` in several processes on this machine.
 
     Raises:
         SystemExit: with the exit code of the first process that failed.
     """
     try:
-        torchrun([f"--nproc-per-node={processes}", "-m", "grouping_zoo.engine", *arguments])
+        torchrun([f"--nproc-per-node={processes}", "-m", module, *arguments])
     except ChildFailedError as error:
         raise SystemExit(error.get_first_failure()[1].exitcode) from None

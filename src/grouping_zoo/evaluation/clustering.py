@@ -18,9 +18,18 @@ from grouping_zoo.evaluation.retrieval import Segments
 
 
 @torch.no_grad()
-def dense_features(model: Any, images: Tensor) -> Tensor:
-    """The last, normalised feature map of a timm model: images (B, C, H, W) -> (B, D, h, w)."""
-    return model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+def dense_features(model: Any, images: Tensor, **inputs: Tensor) -> Tensor:
+    """The last, normalised feature map of a timm model: images (B, C, H, W) -> (B, D, h, w).
+
+    Args:
+        model: timm's, or of its kind.
+        images: normalised.
+        **inputs: what else the model takes of them, e.g. `superpixels`.
+    """
+    maps = model.forward_intermediates(
+        images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True, **inputs
+    )
+    return maps[-1]
 
 
 def fit_kmeans(feature_maps: Iterable[Tensor], clusters: int, seed: int = 0) -> MiniBatchKMeans:
