@@ -4,7 +4,8 @@ Chen et al., "An Empirical Study of Training Self-Supervised Vision Transformers
 Caron et al., "Emerging Properties in Self-Supervised Vision Transformers" (2021), whose photometry is the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,15 +141,22 @@ class MultiViewImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         found = self.source[key]
-        seed = np.random.SeedSequence(self.seed, spawn_key=tuple(key)).generate_state(1, np.uint64)[0]
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators, which fork_rng does not restore here.
-            torch.default_generator.manual_seed(int(seed >> np.uint64(1)))
+        with drawn_by(self.seed, key):
             views = [F.pil_to_tensor(transform(found.image)) for transform in self.transforms]
         sample: dict[str, Any] = {"views": [self.tensors.pixels(view) for view in views]}
         if self.tensors.superpixel_method is not None:
             sample["superpixels"] = [self.tensors.superpixels(view) for view in views]
         return sample if found.label is None else sample | {"label": found.label}
+
+
+@contextmanager
+def drawn_by(seed: int, key: SampleKey) -> Iterator[None]:
+    """Makes torch's global generator a function of (seed, epoch, index) alone; afterwards it is as before."""
+    state = np.random.SeedSequence(seed, spawn_key=tuple(key)).generate_state(1, np.uint64)[0]
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the accelerators, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(int(state >> np.uint64(1)))
+        yield
 
 
 def two_views(

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from grouping_zoo.data.image_source import ImageSource, open_images
 from grouping_zoo.data.multi_view import ImageTensors, SingleViews
+from grouping_zoo.data.segmentation_sets import open_segmentation_set
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
@@ -37,9 +38,11 @@ class ModelConfig:
 class ImageDataConfig:
     """Images to train on."""
 
-    source: Literal["scenes", "folder", "hub"] = "scenes"
+    source: Literal[
+        "scenes", "folder", "hub", "voc", "context", "coco-object", "coco-stuff", "ade20k", "lip", "parts", "densepose"
+    ] = "scenes"
     """"scenes": the built-in ones; "folder": images in a folder, one subfolder a class, or none where no class is
-    known; "hub": a data set's name."""
+    known; "hub": a data set's name; the others: the folder of that data set, with masks."""
     path: str | None = None
     """Folder or hub name; null for scenes."""
     split: str | None = "train"
@@ -102,7 +105,6 @@ class VisionTask:
 
     Args:
         recipe: of the run.
-        num_classes: classes of the network's head; None for those of the source, 0 for a network without head.
 
     Attributes:
         source: the training images.
@@ -112,16 +114,21 @@ class VisionTask:
 
     method: ClassVar[str]
     """What the model card calls the training."""
+    auto_class: str = "AutoModel"
+    """What transformers opens the checkpoint by."""
     objective: nn.Module
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)
 
-    def __init__(self, recipe: VisionRecipe, num_classes: int | None = 0) -> None:
+    def __init__(self, recipe: VisionRecipe) -> None:
         self.recipe = recipe
         self.source = open_source(recipe.data, recipe.run.seed)
-        classes = len(self.source.class_names) if num_classes is None else num_classes
-        self.network = create_network(recipe.model, classes, recipe.data.image_size)
+        self.network = create_network(recipe.model, len(self.head_classes()), recipe.data.image_size)
         self.tensors = image_tensors(self.network)
+
+    def head_classes(self) -> list[str]:
+        """Classes of the network's head; none where it has no head."""
+        return []
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy of the nearest neighbours; none if the recipe asks for none."""
@@ -144,17 +151,15 @@ class VisionTask:
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
         """Writes a checkpoint folder that timm and, for this package's models, transformers open."""
-        names = self.source.class_names if self.network.num_classes else None
-        publish(model, folder, model_card(self.recipe, self.method), class_names=names, metrics=metrics)
+        card = model_card(self.recipe, self.method, self.auto_class)
+        publish(model, folder, card, class_names=self.head_classes() or None, metrics=metrics)
 
     def load_weights(self, source: str) -> None:
         """Starts from a checkpoint folder or hub name of the same architecture; another head is left out."""
-        found = find_checkpoint(source)
-        scheme = "local-dir" if Path(found).is_dir() else "hf-hub"
         config = self.recipe.model
         arguments = _network_arguments(config, self.recipe.data.image_size)
         try:
-            loaded: Any = timm.create_model(f"{scheme}:{found}", pretrained=True, **arguments)
+            loaded: Any = timm.create_model(timm_source(source), pretrained=True, **arguments)
             if loaded.num_classes != self.network.num_classes:
                 loaded.reset_classifier(self.network.num_classes)
             self.network.load_state_dict(loaded.state_dict())
@@ -214,7 +219,16 @@ def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource
         max_objects=data.max_objects,
         recolor=data.recolor,
     )
-    return open_images(data.source, data.path, **(settings | changes))
+    settings |= changes
+    if data.source in ("scenes", "folder", "hub"):
+        return open_images(data.source, data.path, **settings)
+    return open_segmentation_set(f"{data.source}:{data.path}", settings["split"])
+
+
+def timm_source(checkpoint: str) -> str:
+    """What timm calls a checkpoint folder, a packaged checkpoint or a hub name."""
+    found = find_checkpoint(checkpoint)
+    return f"{'local-dir' if Path(found).is_dir() else 'hf-hub'}:{found}"
 
 
 def create_network(config: ModelConfig, num_classes: int, image_size: int) -> Any:
@@ -257,12 +271,12 @@ def image_tensors(network: Any) -> ImageTensors:
     )
 
 
-def model_card(recipe: VisionRecipe, method: str) -> str:
+def model_card(recipe: VisionRecipe, method: str, auto_class: str) -> str:
     """The card of a checkpoint: how to open it and what it was trained on; `publish` adds the figures."""
     name, architecture = Path(recipe.run.output_dir).name, recipe.model.architecture
     lines = ["import grouping_zoo, timm", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
     if architecture.split(".")[0] in zoo_models():
-        lines += ["", "from transformers import AutoModel", f'model = AutoModel.from_pretrained("{name}")']
+        lines += ["", f"from transformers import {auto_class}", f'model = {auto_class}.from_pretrained("{name}")']
     code = "\n".join(lines)
     return f"""---
 library_name: timm

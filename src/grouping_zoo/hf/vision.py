@@ -16,7 +16,12 @@ import torch
 import torch.nn.functional as F
 from timm.models import get_model_args, get_model_input_config, save_for_hf
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+)
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -64,9 +69,11 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         semantic_loss_ignore_index: label of pixels that a segmentation's loss leaves out.
     """
 
-    # What a family sets: the timm module of its networks, the name of their head, and its image processor.
+    # What a family sets: the timm module of its networks, the name of their head, the class that `publish` opens
+    # networks with a head by, and the image processor.
     network_module: ClassVar[str] = ""
     classifier: ClassVar[str] = "head"
+    head_class: ClassVar[Any] = AutoModelForImageClassification
     image_processor_class: ClassVar[type[ZooImageProcessor]]
 
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "num_features"}
@@ -162,7 +169,7 @@ class EncodedImages(NamedTuple):
 
     Attributes:
         features: as `forward_features` gives them.
-        stage_tokens: tokens of each stage, (B, N, C).
+        stage_tokens: tokens of each stage, (B, N, C), or its feature map (B, C, h, w) where it has no tokens.
         grouping: how the tokens fall into groups.
     """
 
@@ -175,8 +182,9 @@ class EncodedImages(NamedTuple):
 class ZooVisionModelOutput(BaseModelOutputWithPooling):
     """`last_hidden_state` as the network's `forward_features`, `pooler_output` (B, C) the image's feature.
 
-    `hidden_states` are each stage's tokens (B, N, C) and the `last_hidden_state`; `attentions` the soft assignments
-    of the grouping, (B, heads, N_l, N_{l+1}) each, rows sum to 1.
+    `hidden_states` are each stage's tokens (B, N, C), or its feature map (B, C, h, w) where it has no tokens, and the
+    `last_hidden_state`; `attentions` are the soft assignments of the grouping, (B, heads, N_l, N_{l+1}) each, whose
+    rows sum to 1.
     """
 
     grouping: Grouping | None = None
@@ -260,6 +268,13 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
 
     def _init_head(self) -> None:
         """Initialises a fresh head; transformers has given it its layers' own defaults."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # timm has drawn the network's weights, by rules that its single layers do not know.
+        if not any(module is part for part in self.model.modules()):
+            super()._init_weights(module)
+        elif hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()  # what no checkpoint holds
 
     def _extras(
         self, encoded: EncodedImages, output_hidden_states: bool | None, output_attentions: bool | None
@@ -390,15 +405,17 @@ class ZooForSemanticSegmentation(ZooVisionPreTrainedModel):
         encoded = self.encode(pixel_values, **network_args)
         logits = self.segment(encoded, (pixel_values.shape[-2], pixel_values.shape[-1]))
         return ZooSemanticSegmenterOutput(
-            loss=None if labels is None else self._loss(logits, labels),
+            loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
             logits=logits,
             **self._extras(encoded, output_hidden_states, output_attentions),
         )
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if labels.shape[-2:] != logits.shape[-2:]:
-            logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
-        return F.cross_entropy(logits, labels, ignore_index=self.config.semantic_loss_ignore_index)
+
+def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Cross-entropy of logits (B, K, H, W) and classes (B, H', W') of every pixel that is not `ignore_index`."""
+    if labels.shape[-2:] != logits.shape[-2:]:
+        logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    return F.cross_entropy(logits, labels, ignore_index=ignore_index)
 
 
 class ZooBackbone(BackboneMixin, ZooVisionPreTrainedModel):
@@ -449,8 +466,8 @@ def publish(
 ) -> None:
     """Writes the checkpoint folder of a timm network.
 
-    A network of an image family of this package opens by both doors: with a head as ForImageClassification, without
-    as Model. Any other timm network is written as timm itself does.
+    A network of an image family of this package opens by both doors: with a head as ForImageClassification (VT-FPN:
+    ForSemanticSegmentation), without as Model. Any other timm network is written as timm itself does.
 
     Args:
         network: made by `timm.create_model`.
@@ -470,11 +487,12 @@ def publish(
     if config is None:
         save_for_hf(network, str(folder), {"label_names": names} if names else None, safe_serialization=True)
     else:
-        auto_class = AutoModelForImageClassification if number else AutoModel
+        auto_class = config.head_class if number else AutoModel
         model: Any = auto_class.from_config(config)
         model.model.load_state_dict(network.state_dict())
         model.save_pretrained(folder)
-        config.image_processor_class.of_network(network).save_pretrained(folder)
+        whole = config.head_class is AutoModelForSemanticSegmentation
+        config.image_processor_class.of_network(network, whole=whole).save_pretrained(folder)
     Path(folder, "README.md").write_text(card + _figures(metrics or {}), encoding="utf-8")
 
 

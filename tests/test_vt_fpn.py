@@ -1,0 +1,268 @@
+"""VT-FPN and the plain FPN: the paper's multiply-adds, plain versions of the pyramids, any backbone and size."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models import group_parameters
+from timm.models._hub import save_for_hf
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import grouping_zoo.models.vt_fpn
+import grouping_zoo.models.vt_resnet
+from zoo import with_random_weights
+
+BACKBONE: dict[str, Any] = dict(layers=(1, 1, 1, 1), channels=(4, 8, 12, 16), stem_type="deep", stem_width=4)
+SMALL: dict[str, Any] = dict(
+    backbone="resnet18", backbone_args=BACKBONE, dim=8, num_tokens=3, token_dim=16, head_dim=12, num_classes=5
+)
+NAMES = {"vt": "vt_fpn_resnet50", "fpn": "semantic_fpn_resnet50"}
+every_neck = pytest.mark.parametrize("neck", NAMES)
+
+
+def small_model(neck: str, /, **kwargs: Any) -> Any:
+    """In evaluation mode, always with the same weights, none of them zero."""
+    torch.manual_seed(0)
+    return with_random_weights(timm.create_model(NAMES[neck], **{**SMALL, **kwargs}).eval())
+
+
+def images(batch_size: int = 2, size: tuple[int, int] = (64, 64), channels: int = 3) -> Tensor:
+    return torch.randn(batch_size, channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+# --- the paper's counts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("neck", "size", "low", "high"),
+    [
+        ("vt", (800, 1216), 8.0, 8.5),
+        ("vt", (473, 473), 1.9, 2.0),
+        ("fpn", (800, 1216), 54.8, 55.4),
+        ("fpn", (473, 473), 12.7, 13.0),
+    ],
+)
+def test_multiply_adds_of_the_neck_are_the_papers(neck: str, size: tuple[int, int], low: float, high: float) -> None:
+    with torch.device("meta"), torch.no_grad():
+        model = timm.create_model(NAMES[neck]).eval()
+        maps = model._levels(torch.empty(1, 3, *size))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.neck(maps)
+    assert low <= counter.get_total_flops() / 2e9 <= high
+
+
+# --- the two pyramids, written out ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_plain_neck_is_a_feature_pyramid() -> None:
+    model, x = small_model("fpn"), images()
+    neck, maps = model.neck, model._levels(x)
+    found = neck(maps)
+    above: Tensor | None = None
+    for level in (3, 2, 1, 0):
+        merged = neck.laterals[level](maps[level])
+        if above is not None:
+            for r in range(merged.shape[2]):
+                for c in range(merged.shape[3]):
+                    merged[:, :, r, c] += above[:, :, r // 2, c // 2]
+        above = merged
+        assert torch.allclose(found[level], neck.outputs[level](merged), atol=1e-5)
+
+
+@torch.no_grad()
+def test_vt_neck_relates_the_tokens_of_all_levels_and_projects_each_levels_own() -> None:
+    model, x = small_model("vt"), images()
+    neck, maps = model.neck, model._levels(x)
+    found = neck.forward_levels(maps)
+    laterals = [neck.laterals[i](maps[i]) for i in range(4)]
+    tokens = torch.cat([neck.tokenizers[i](laterals[i])[0] for i in range(4)], dim=1)
+    assert tokens.shape == (2, 12, 16)
+    related = neck.transformer(tokens)
+    for i in range(4):
+        own = related[:, 3 * i : 3 * i + 3]
+        expected, assignment = neck.projectors[i](laterals[i], own)
+        assert torch.allclose(found[i].features, expected, atol=1e-5)
+        assert torch.allclose(found[i].assignment, assignment, atol=1e-6)
+        assert torch.allclose(found[i].tokens, own, atol=1e-6)
+    maps[3] = maps[3] + 1
+    assert not torch.allclose(neck(maps)[0], found[0].features), "the levels know of each other"
+
+
+@every_neck
+@torch.no_grad()
+def test_head_convolves_and_upsamples_in_turns(neck: str) -> None:
+    model = small_model(neck)
+    maps = model.neck(model._levels(images()))
+    branches = model.head.branches
+    assert [len(branch) for branch in branches] == [1, 1, 2, 3]
+    expected = branches[0][0](maps[0])
+    for level in (1, 2, 3):
+        x = maps[level]
+        for convolution in branches[level]:
+            x = F.interpolate(convolution(x), scale_factor=2, mode="bilinear", align_corners=False)
+        expected = expected + x
+    assert torch.allclose(model.head(maps), expected, atol=1e-5)
+
+
+# --- sizes, backbones, weights --------------------------------------------------------------------------------------
+
+
+@every_neck
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (33, 97), (150, 40)])
+@torch.no_grad()
+def test_any_image_size_gives_a_quarter_of_it(neck: str, size: tuple[int, int]) -> None:
+    model, x = small_model(neck), images(size=size)
+    quarter = tuple(math.ceil(side / 4) for side in size)
+    logits = model(x)
+    assert logits.shape == (2, 5, *quarter)
+    assert torch.allclose(model(x[1:]), logits[1:], atol=1e-4)
+    assert model.forward_features(x).shape == (2, model.num_features, *quarter)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "levels", "arguments"),
+    [
+        ("vt_resnet18", (1, 2, 3, 4), dict(BACKBONE, layers=(1, 1, 1), channels=(4, 8, 12), map_dim=16, token_dim=16)),
+        ("convnext_atto", (0, 1, 2, 3), dict(depths=(1, 1, 1, 1), dims=(8, 8, 8, 8))),
+        ("swin_tiny_patch4_window7_224", (0, 3), dict(embed_dim=12, depths=(1, 1, 1, 1), img_size=64, window_size=2)),
+    ],
+)
+@every_neck
+@torch.no_grad()
+def test_other_backbones(neck: str, backbone: str, levels: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    model = small_model(neck, backbone=backbone, backbone_args=arguments, levels=levels)
+    assert model(images()).shape == (2, 5, 16, 16)
+    assert model(images()).isfinite().all()
+
+
+@every_neck
+@torch.no_grad()
+def test_backbone_starts_from_timms_weights(neck: str, tmp_path: Path) -> None:
+    source = with_random_weights(timm.create_model("resnet18", **BACKBONE, num_classes=7).eval())
+    save_for_hf(source, str(tmp_path), model_args=BACKBONE)
+    expected = source.forward_intermediates(images(), indices=[1, 2, 3, 4], intermediates_only=True)
+    for given in (source.state_dict(), tmp_path):
+        model = timm.create_model(NAMES[neck], pretrained_backbone=given, **SMALL).eval()
+        assert all(torch.equal(a, b) for a, b in zip(model._levels(images()), expected, strict=True))
+    weights = {k: v for k, v in source.state_dict().items() if k != "conv1.0.weight"}
+    with pytest.raises(ValueError, match=r"expected all \d+ weights .*, where 1 of them lack"):
+        timm.create_model(NAMES[neck], pretrained_backbone=weights, **SMALL)
+    model = timm.create_model(NAMES[neck], pretrained_backbone=str(tmp_path), **SMALL).eval()
+    save_for_hf(with_random_weights(model), str(tmp_path / "saved"))
+    opened = timm.create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True).eval()
+    assert torch.equal(opened(images()), model(images()))
+
+
+# --- grouping -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(64, 64), (33, 97)])
+@torch.no_grad()
+def test_grouping_is_the_assignment_of_a_level(size: tuple[int, int]) -> None:
+    model, x = small_model("vt"), images(size=size)
+    levels = model.neck.forward_levels(model._levels(x))
+    for level in range(4):
+        grouping = model.forward_grouping(x, level)
+        assert grouping.grid == tuple(math.ceil(side / 4 / 2**level) for side in size)
+        assert torch.equal(grouping.assignments[0][:, 0], levels[level].assignment)
+        assert torch.equal(grouping.tokens[0], levels[level].tokens)
+        assert torch.allclose(grouping.assignments[0].sum(dim=3), torch.ones(()), atol=1e-5)
+        attention = model.token_attention(x, level)
+        assert attention.shape == (2, 3, *grouping.grid)
+        assert torch.allclose(attention.sum(dim=(2, 3)), torch.ones(()), atol=1e-5)
+    assert model.token_attention(x, size=size).shape == (2, 3, *size)
+    with pytest.raises(ValueError, match="level: expected -4 to 3, got 4"):
+        model.forward_grouping(x, 4)
+    with pytest.raises(ValueError, match="neck: expected 'vt' for a grouping, got 'fpn'"):
+        small_model("fpn").forward_grouping(x)
+
+
+# --- timm's surface -------------------------------------------------------------------------------------------------
+
+
+@every_neck
+@pytest.mark.parametrize(("batch_size", "size"), [(2, 32), (1, 64)])
+def test_training_reaches_every_parameter(neck: str, batch_size: int, size: int) -> None:
+    model = small_model(neck, drop_rate=0.1).train()
+    output = model(images(batch_size, (size, size)))
+    (output * torch.linspace(-1, 1, 5).view(-1, 1, 1)).square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_neck
+@torch.no_grad()
+def test_heads_intermediates_and_features_only(neck: str) -> None:
+    model, x = small_model(neck), images(size=(33, 97))
+    features = model.forward_features(x)
+    assert torch.equal(model.forward_head(features, pre_logits=True), features)
+    assert torch.equal(model(x), model.get_classifier()(features))
+    final, maps = model.forward_intermediates(x)
+    assert torch.equal(final, features)
+    for found, info in zip(maps, model.feature_info, strict=True):
+        assert found.shape == (2, 8, *(math.ceil(side / info["reduction"]) for side in (33, 97)))
+    backbone = small_model(neck, features_only=True, out_indices=(0, 2))
+    backbone.load_state_dict({f"model.{k}": v for k, v in model.state_dict().items()}, strict=False)
+    for found, expected in zip(backbone(x), (maps[0], maps[2]), strict=True):
+        assert torch.equal(found, expected)
+    assert not any(name.startswith(("model.head", "model.classifier")) for name, _ in backbone.named_parameters())
+    with pytest.raises(ValueError, match="output_fmt: expected 'NCHW', got 'NLC'"):
+        model.forward_intermediates(x, output_fmt="NLC")
+    model.reset_classifier(7)
+    assert model(x).shape == (2, 7, 9, 25)
+    model.reset_classifier(0)
+    assert torch.equal(model(x), features)
+    with pytest.raises(ValueError, match="global_pool: expected None or ''"):
+        model.reset_classifier(3, "avg")
+
+
+@every_neck
+def test_gradient_checkpointing_gives_equal_gradients(neck: str) -> None:
+    gradients = []
+    for enable in (False, True):
+        model = small_model(neck)
+        model.set_grad_checkpointing(enable)
+        model(images()).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.allclose(plain, recomputed, rtol=1e-4, atol=1e-5 * float(plain.abs().max()))
+
+
+@every_neck
+@torch.no_grad()
+def test_precisions_copies_and_other_inputs(neck: str) -> None:
+    model, x = small_model(neck), images()
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert torch.allclose(model.to(memory_format=torch.channels_last)(x), expected, atol=1e-4)
+    assert copy.deepcopy(model).bfloat16()(x.bfloat16()).isfinite().all()
+    assert small_model(neck, in_chans=1)(images(channels=1)).isfinite().all()
+    with pytest.raises(ValueError, match=r"SemanticFPN: expected images of shape \(B, 3, H, W\), got \(2, 1, 64, 64\)"):
+        model(images(channels=1))
+    with pytest.raises(ValueError, match="neck: expected 'vt' or 'fpn', got 'bifpn'"):
+        small_model(neck, neck="bifpn")
+    for coarse in (False, True):
+        groups = group_parameters(model, model.group_matcher(coarse=coarse))
+        names = [name for group in groups.values() for name in group]
+        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", timm.list_models(module="vt_fpn"))
+def test_registered_names(name: str) -> None:
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    cfg = model.pretrained_cfg
+    assert model.num_classes == cfg["num_classes"]
+    assert f"{cfg['first_conv']}.weight" in model.state_dict()
+    assert f"{cfg['classifier']}.weight" in model.state_dict()
+    assert isinstance(model.neck, grouping_zoo.models.vt_fpn.VTNeck) == name.startswith("vt_fpn")
+    if not timm.models.get_pretrained_cfg(name).has_weights:
+        with pytest.raises(RuntimeError, match="No pretrained weights"):
+            timm.create_model(name, pretrained=True)
