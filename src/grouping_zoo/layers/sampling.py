@@ -83,8 +83,10 @@ def _single_precision_is_faster(points: Tensor) -> bool:
 
 def _sample_by_products(points: Tensor, num_samples: int, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Indices (B, K), and (B,) whether every choice was clear of rounding errors."""
-    points = points - points[:, :1]  # what all points have in common would only widen the tolerance
+    # What all points have in common would only widen the tolerance.
+    share = mask.to(points.dtype) / mask.sum(dim=1, keepdim=True)
     with torch.autocast(points.device.type, enabled=False):
+        points = points - share[:, None] @ points
         products = points @ points.transpose(1, 2)  # (B, N, N)
     squares = products.diagonal(dim1=1, dim2=2)
     pairwise = (squares[:, :, None] + squares[:, None]).sub_(products, alpha=2)
@@ -92,14 +94,15 @@ def _sample_by_products(points: Tensor, num_samples: int, mask: Tensor) -> tuple
     # room for the largest of many.
     unit = torch.finfo(points.dtype).eps * squares.masked_fill(~mask, 0).amax(dim=1)
     tolerance = (16 + 2 * points.shape[2] ** 0.5) * unit
-    images = torch.arange(len(points), device=points.device)
-    indices = images.new_zeros(len(points), num_samples)
+    first_rows = torch.arange(len(points), device=points.device) * points.shape[1]
+    rows = pairwise.flatten(0, 1)  # (B * N, N)
+    indices = first_rows.new_zeros(len(points), num_samples)
     distances = torch.full(mask.shape, torch.inf, dtype=points.dtype, device=points.device)
     distances.masked_fill_(~mask, -torch.inf)
     margin = torch.full_like(tolerance, torch.inf)
     last = indices[:, 0]
     for step in range(1, num_samples):
-        distances = torch.minimum(distances, pairwise[images, last])
+        distances = torch.minimum(distances, rows.index_select(0, first_rows + last))
         best, order = distances.topk(min(2, points.shape[1]), dim=1)
         # Not clear either where the farthest point is none at all, at distance 0.
         margin = torch.minimum(margin, best[:, 0] - best[:, -1].clamp(min=0))
