@@ -274,9 +274,9 @@ def image_tensors(network: Any) -> ImageTensors:
 def model_card(recipe: VisionRecipe, method: str, auto_class: str) -> str:
     """The card of a checkpoint: how to open it and what it was trained on; `publish` adds the figures."""
     name, architecture = Path(recipe.run.output_dir).name, recipe.model.architecture
-    lines = ["import grouping_zoo, timm", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
+    lines = ["import grouping_zoo, timm", "", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
     if architecture.split(".")[0] in zoo_models():
-        lines += ["", f"from transformers import {auto_class}", f'model = {auto_class}.from_pretrained("{name}")']
+        lines += ["", f"from transformers import {auto_class}", "", f'model = {auto_class}.from_pretrained("{name}")']
     code = "\n".join(lines)
     return f"""---
 library_name: timm
