@@ -82,9 +82,10 @@ def test_all_losses_are_logged_and_validation_is_named(trained: Path) -> None:
     lines = log_lines(trained)
     assert {"loss", "caption_loss", "multi_label_loss", "segment_loss", "token_loss"} <= lines[0].keys()
     assert {"validation/miou", "validation/classification", "validation/rand_index"} <= lines[-1].keys()
-    parts = lines[0]
-    expected = (
-        0.1 * parts["caption_loss"] + 0.5 * parts["multi_label_loss"] + parts["segment_loss"] + parts["token_loss"]
+    parts, weights = lines[0], short(trained).objective
+    expected = sum(
+        getattr(weights, f"{name}_weight") * parts[f"{name}_loss"]
+        for name in ("caption", "multi_label", "segment", "token")
     )
     assert parts["loss"] == pytest.approx(expected, rel=1e-5)
 

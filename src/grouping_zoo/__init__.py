@@ -21,12 +21,31 @@ from grouping_zoo.hf.groupvit import (
     ZooGroupViTModelOutput,
     ZooGroupViTProcessor,
 )
+from grouping_zoo.hf.pgt import (
+    PGTBackbone,
+    PGTConfig,
+    PGTForImageClassification,
+    PGTForSemanticSegmentation,
+    PGTModel,
+)
+from grouping_zoo.hf.vt_fpn import VTFPNConfig, VTFPNForSemanticSegmentation
+from grouping_zoo.hf.vt_resnet import (
+    VTResNetBackbone,
+    VTResNetConfig,
+    VTResNetForImageClassification,
+    VTResNetForSemanticSegmentation,
+    VTResNetModel,
+)
 from grouping_zoo.models.cast import CAST
 from grouping_zoo.models.groupvit import GroupViT
+from grouping_zoo.models.pgt import PGT
+from grouping_zoo.models.vt_fpn import SemanticFPN
+from grouping_zoo.models.vt_resnet import VTResNet
 from grouping_zoo.version import __version__
 
 __all__ = [
     "CAST",
+    "PGT",
     "CASTBackbone",
     "CASTConfig",
     "CASTForImageClassification",
@@ -35,6 +54,20 @@ __all__ = [
     "CASTModel",
     "GroupViT",
     "Grouping",
+    "PGTBackbone",
+    "PGTConfig",
+    "PGTForImageClassification",
+    "PGTForSemanticSegmentation",
+    "PGTModel",
+    "SemanticFPN",
+    "VTFPNConfig",
+    "VTFPNForSemanticSegmentation",
+    "VTResNet",
+    "VTResNetBackbone",
+    "VTResNetConfig",
+    "VTResNetForImageClassification",
+    "VTResNetForSemanticSegmentation",
+    "VTResNetModel",
     "ZooGroupViTConfig",
     "ZooGroupViTImageProcessor",
     "ZooGroupViTModel",

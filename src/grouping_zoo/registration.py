@@ -30,12 +30,36 @@ from grouping_zoo.hf.groupvit import (
     ZooGroupViTModel,
     ZooGroupViTProcessor,
 )
-from grouping_zoo.models import cast  # noqa: F401 - registers its networks with timm
+from grouping_zoo.hf.pgt import (
+    PGTBackbone,
+    PGTConfig,
+    PGTForImageClassification,
+    PGTForSemanticSegmentation,
+    PGTModel,
+)
+from grouping_zoo.hf.vt_fpn import VTFPNConfig, VTFPNForSemanticSegmentation
+from grouping_zoo.hf.vt_resnet import (
+    VTResNetBackbone,
+    VTResNetConfig,
+    VTResNetForImageClassification,
+    VTResNetForSemanticSegmentation,
+    VTResNetModel,
+)
+from grouping_zoo.models import cast, pgt, vt_fpn, vt_resnet  # noqa: F401 - registers their networks with timm
 
 
 def register() -> None:
     """Registers every family with transformers; calling it again changes nothing."""
     _register_image_family(CASTConfig, CASTModel, CASTForImageClassification, CASTForSemanticSegmentation, CASTBackbone)
+    _register_image_family(
+        VTResNetConfig,
+        VTResNetModel,
+        VTResNetForImageClassification,
+        VTResNetForSemanticSegmentation,
+        VTResNetBackbone,
+    )
+    _register_image_family(PGTConfig, PGTModel, PGTForImageClassification, PGTForSemanticSegmentation, PGTBackbone)
+    _register_vt_fpn()
     _register_groupvit()
 
 
@@ -57,6 +81,15 @@ def _register_image_family(
     # The pipelines look class names up here and would otherwise log that the model is not supported.
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type] = classifier.__name__
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = segmenter.__name__
+
+
+def _register_vt_fpn() -> None:
+    AutoConfig.register(VTFPNConfig.model_type, VTFPNConfig, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(VTFPNConfig, VTFPNForSemanticSegmentation, exist_ok=True)
+    AutoImageProcessor.register(
+        VTFPNConfig, image_processor_classes={"torchvision": VTFPNConfig.image_processor_class}, exist_ok=True
+    )
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[VTFPNConfig.model_type] = VTFPNForSemanticSegmentation.__name__
 
 
 def _register_groupvit() -> None:

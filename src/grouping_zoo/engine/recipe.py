@@ -19,8 +19,10 @@ import yaml
 from grouping_zoo.engine.task import Task
 
 TASKS: dict[str, str] = {
+    "dino": "grouping_zoo.engine.dino:DINORecipe",
     "image_text": "grouping_zoo.engine.image_text:ImageTextRecipe",
     "moco_v3": "grouping_zoo.engine.moco_v3:MoCoV3Recipe",
+    "supervised": "grouping_zoo.engine.supervised:SupervisedRecipe",
 }
 """Task name -> "module:Recipe class"."""
 

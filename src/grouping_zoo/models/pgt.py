@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.attention_pooling import AttentionPooling
 from grouping_zoo.layers.multi_grouping import Entropies, GroupingLayer, MultiGrouping, Seeding
+from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
+from grouping_zoo.models.packaged import packaged_weights
 
 __all__ = ["PGT"]
 
@@ -39,10 +41,10 @@ class LayerStep(NamedTuple):
 
 
 class PGTFeatures(NamedTuple):
-    """`features` as `forward_features` gives them, the refined input `tokens` (B, N, D), and a layer's `grouping`."""
+    """`features` as `forward_features` gives them, each layer's refined tokens (B, N, D), and a layer's `grouping`."""
 
     features: Tensor
-    tokens: Tensor
+    stage_tokens: list[Tensor]
     grouping: Grouping
 
 
@@ -155,6 +157,8 @@ class PGT(nn.Module):
 
         At the usual deviation of 0.02 every token would belong to all groups alike.
         """
+        if self.pos_embed.is_meta:  # nothing to fill, which takes timm long
+            return
         for module in self.modules():
             _init_linear(module)
         trunc_normal_(self.pos_embed, std=0.02)
@@ -320,12 +324,14 @@ class PGT(nn.Module):
         num_iters: int | None = None,
         seed: int | None = None,
     ) -> PGTFeatures:
-        """`forward_features`, the refined input tokens and `forward_grouping` in one pass."""
+        """`forward_features`, the refined input tokens of each layer and `forward_grouping` in one pass."""
         layer = self._layer(layer)
+        stage_tokens = []
         for index, step in enumerate(self._steps(x, num_groups, num_iters, seed)):
+            stage_tokens.append(step.tokens)
             if index == layer:
                 grouping = self._grouping(x, layer, step, head)
-        return PGTFeatures(step.groups.flatten(1, 2), step.tokens, grouping)
+        return PGTFeatures(step.groups.flatten(1, 2), stage_tokens, grouping)
 
     def assignment_entropies(
         self, x: Tensor, num_groups: Groups | None = None, num_iters: int | None = None, seed: int | None = None
@@ -457,7 +463,7 @@ default_cfgs = generate_default_cfgs(
         "pgt_small.untrained": _cfg(),
         "pgt_base.untrained": _cfg(),
         "pgt_base_flow.untrained": _cfg(),
-        "pgt_nano.untrained": _cfg(input_size=(3, 64, 64), crop_pct=1.0),
+        "pgt_nano.scenes": _cfg(**packaged_weights("pgt_nano_scenes"), input_size=(3, 64, 64), crop_pct=1.0),
     }
 )
 
@@ -468,6 +474,7 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
         PGT,
         variant,
         pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", ends), feature_cls="getter"),
         **kwargs,
     )
