@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,13 @@ def blobs(images: int, seed: int, classes: int = 4, width: int = 6, spread: floa
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     return centres[labels] + spread * torch.randn(images, width, generator=generator), labels
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 # --- features -------------------------------------------------------------------------------------------------------
@@ -205,6 +213,32 @@ def test_probe_takes_the_steps_of_its_definition() -> None:
     torch.testing.assert_close(trained.bias.double(), bias, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate", "epochs", "batch_size"),
+    [("cast-in1k", 30.0, 90, 1024), ("cast-in100", 0.8, 90, 256), ("pgt-in1k", 0.004, 100, 1024)],
+)
+def test_published_probes_take_the_steps_of_plain_sgd(
+    name: str, rate: float, epochs: int, batch_size: int, double_precision: None
+) -> None:
+    published = LINEAR_PROBES[name]
+    assert (published.epochs, published.batch_size, published.standardize) == (epochs, batch_size, False)
+    settings = dataclasses.replace(published, epochs=3)  # steps so large do not settle
+    train, labels = blobs(batch_size + 76, 7, classes=3)
+    generator = torch.Generator().manual_seed(2)
+    table = torch.cat([0.01 * torch.randn(3, 6, generator=generator), torch.zeros(3, 1)], dim=1)
+    velocity = torch.zeros_like(table)
+    inputs = torch.cat([train, torch.ones(len(train), 1)], dim=1)
+    for epoch in range(3):
+        order = torch.randperm(len(train), generator=generator)
+        for rows in (order[:batch_size], order[batch_size:]):
+            error = (inputs[rows] @ table.T).softmax(dim=1) - torch.eye(3)[labels[rows]]
+            velocity = 0.9 * velocity + error.T @ inputs[rows] / len(rows)
+            table = table - rate * (1 + math.cos(math.pi * epoch / 3)) / 2 * velocity
+    (trained,) = _train_linear(train, labels, 3, list(settings.learning_rates), settings, seed=2)
+    torch.testing.assert_close(trained.weight, table[:, :6])
+    torch.testing.assert_close(trained.bias, table[:, 6])
+
+
 def test_probe_is_repeatable_and_leaves_the_global_random_state() -> None:
     (train, labels), (test, truth) = blobs(60, 8), blobs(30, 9)
     settings = dataclasses.replace(LINEAR_PROBES["sweep"], epochs=5)
@@ -219,20 +253,20 @@ def test_sweep_passes_over_a_rate_that_diverges() -> None:
     settings = LinearProbeSettings(learning_rates=(0.01, 1e30), epochs=5, batch_size=16)
     assert linear_probe(train, labels, train, labels, settings=settings)["learning_rate"] == 0.01
     with pytest.raises(FloatingPointError, match="diverged"):
-        linear_probe(1e30 * train, labels, train, labels, settings=LINEAR_PROBES["cast_in1k"])
+        linear_probe(1e30 * train, labels, train, labels, settings=LINEAR_PROBES["cast-in1k"])
 
 
 def test_extracted_features_can_be_probed() -> None:
     images, labels = torch.eye(12).view(12, 3, 2, 2), torch.arange(12) % 3
     features = extract_features(nn.Flatten(), images)
-    assert linear_probe(features, labels, features, labels, settings=LINEAR_PROBES["cast_in100"])["top1"] == 100
+    assert linear_probe(features, labels, features, labels, settings=LINEAR_PROBES["cast-in100"])["top1"] == 100
 
 
 def test_separable_features_give_100_and_wrong_labels_0() -> None:
     features, labels = torch.eye(4).repeat(8, 1), torch.arange(4).repeat(8)
     assert linear_probe(features, labels, features, labels)["top1"] == 100
     assert linear_probe(features, labels, features, (labels + 1) % 4)["top1"] == 0
-    for name in ("cast_in1k", "cast_in100"):
+    for name in ("cast-in1k", "cast-in100"):
         assert linear_probe(features, labels, features, labels, settings=LINEAR_PROBES[name])["top1"] == 100
 
 

@@ -103,14 +103,15 @@ def grey_folder(folder: Path, names: tuple[str, ...], each: int = 3) -> Path:
 
 
 def test_tasks_fit_by_what_a_model_can_do(groupvit: Subject, cast: Subject) -> None:
-    everyone = ["knn", "linear", "retrieval", "clustering"]
+    everyone = ["knn", "linear", "dense-transfer", "retrieval", "grouping-only", "clustering"]
     found = {one.name: {task.name for task in fitting_tasks(one, SCENES)} for one in (groupvit, cast)}
-    assert found["tiny"] == {*everyone, "zero-shot-cls", "zero-shot-seg", "hierarchy"}
+    assert found["tiny"] == {*everyone, "zero-shot-cls", "zero-shot-seg", "alignment-only", "hierarchy"}
     assert found["cast"] == {*everyone, "hierarchy", "superpixels", "figure-ground"}
     plain = subject_of(timm.create_model("test_vit", num_classes=5, img_size=64).eval())
     assert {task.name for task in fitting_tasks(plain, SCENES)} == {*everyone, "top1"}
     fpn = subject_of(timm.create_model("semantic_fpn_nano", num_classes=9).eval())
-    assert {task.name for task in fitting_tasks(fpn, SCENES)} == {"segmentation", "retrieval", "clustering"}
+    segments = ["dense-transfer", "retrieval", "grouping-only", "clustering"]
+    assert {task.name for task in fitting_tasks(fpn, SCENES)} == {"segmentation", *segments}
 
 
 def test_a_task_that_does_not_fit_names_those_that_do(cast: Subject, tmp_path: Path) -> None:

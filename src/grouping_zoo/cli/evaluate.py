@@ -52,6 +52,14 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of scenes, draws, untrained models (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="figures.json, figures.csv and pictures go here")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep image features here, to compute them once")
+    parser.add_argument(
+        "--preset",
+        type=_presets,
+        default={},
+        metavar="TASK=NAME,...",
+        help="published settings to train by: linear=cast-in1k, cast-in100 or pgt-in1k; dense-transfer=cast-voc or "
+        "pgt-ade20k; default: linear=sweep,dense-transfer=scenes",
+    )
     parser.add_argument("--size", type=count, metavar="N", help="shorter side that the models see; default: their own")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (%(default)s)")
     add_device_argument(parser)
@@ -102,12 +110,17 @@ class Judge:
     def __init__(self, options: argparse.Namespace) -> None:
         from grouping_zoo.cli.checkpoints import check_device
         from grouping_zoo.evaluation.distributed import Processes
+        from grouping_zoo.evaluation.tasks import check_presets
         from grouping_zoo.evaluation.tasks.data import EvaluationSet
 
         if options.stride and not options.window:
             raise ValueError("--stride: expected only with --window, got it alone; add --window")
         if options.out is not None and options.out.exists() and not options.out.is_dir():
             raise ValueError(f"--out: expected a folder, got the file {options.out}; choose another name")
+        check_presets(options.preset)
+        for task in options.preset:
+            if options.task is not None and task not in options.task:
+                raise ValueError(f"--preset: expected for a task of --task, got one for {task}; add it to --task")
         check_device(options.device)
         self.options = options
         self.processes = Processes(options.device)
@@ -164,7 +177,8 @@ class Judge:
         self.skipped |= context.skipped
         if show:
             self.pictures |= {f"{slug(subject.name)}_{name}": draw for name, draw in context.pictures.items()}
-            self.settings[subject.name] = {"size": list(context.size), **context.settings}
+            presets = {f"{task} preset": preset for task, preset in context.presets.items()}
+            self.settings[subject.name] = {"size": list(context.size), **context.settings, **presets}
         return figures
 
     def context(self, subject: "Subject") -> "Context":
@@ -188,6 +202,7 @@ class Judge:
             processes=self.processes,
             size=subject.image_size if options.size is None else (options.size, options.size),
             settings=settings,
+            presets=options.preset,
             cache=options.cache,
             workers=options.workers,
             progress=True,
@@ -293,3 +308,10 @@ def _pairs(column: "Column", task: str, x: str, y: str) -> list[tuple[float, flo
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _presets(text: str) -> dict[str, str]:
+    chosen = dict(part.partition("=")[::2] for part in _names(text))
+    if not chosen or not all(chosen.values()):
+        raise argparse.ArgumentTypeError(f"expected TASK=NAME such as linear=cast-in1k, got {text!r}")
+    return chosen

@@ -228,15 +228,16 @@ class LinearProbeSettings:
             raise ValueError(f"held_out: expected a share between 0 and 1, got {self.held_out}")
 
 
-# The papers' protocols, but that the features are those of one fixed view of each image, without augmentation.
 LINEAR_PROBES = {
     "sweep": LinearProbeSettings(),
     # CAST, after MoCo-v3.
-    "cast_in1k": LinearProbeSettings(learning_rates=(30.0,), batch_size=1024, standardize=False),
-    "cast_in100": LinearProbeSettings(learning_rates=(0.8,), batch_size=256, standardize=False),
+    "cast-in1k": LinearProbeSettings(learning_rates=(30.0,), batch_size=1024, standardize=False),
+    "cast-in100": LinearProbeSettings(learning_rates=(0.8,), batch_size=256, standardize=False),
     # PGT names no settings of its own; this is the protocol of DINO, which it follows: 0.001 * batch / 256.
-    "pgt_in1k": LinearProbeSettings(learning_rates=(0.004,), epochs=100, batch_size=1024, standardize=False),
+    "pgt-in1k": LinearProbeSettings(learning_rates=(0.004,), epochs=100, batch_size=1024, standardize=False),
 }
+"""Presets by name: "sweep", and the papers' protocols, but that the features are those of one fixed view of each image,
+where the papers draw random crops. VT has no linear probe."""
 
 
 def linear_probe(

@@ -14,6 +14,7 @@ Column = Mapping[str, Mapping[str, float]]
 TITLES = {
     "classification": "best class is in the image",
     "miou": "mean IoU",
+    "miou_without_background": "mean IoU without background",
     "iou": "IoU",
     "rand_index": "adjusted Rand index",
     "boundary_f": "boundary F-measure",

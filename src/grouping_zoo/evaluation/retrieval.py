@@ -129,11 +129,20 @@ class SegmentRetrieval:
         Raises:
             ValueError: before `fit`.
         """
-        if not len(self.features):
-            raise ValueError("SegmentRetrieval: expected training segments, got none; call `fit` first")
         segments = self.find_segments(images)
-        queries = segments.features.to(self.features.device)
-        _, nearest = nearest_by_cosine(self.features, queries.flatten(0, 1), self.neighbours)  # (B * S, k)
-        winner = self.classes[nearest].mean(dim=1).argmax(dim=1).view(queries.shape[:2])  # (B, S)
+        winner = self.segment_classes(segments.features, self.neighbours)
         labels = segments.labels.to(winner.device)
         return winner.gather(1, labels.flatten(1)).view(labels.shape)
+
+    @torch.no_grad()
+    def segment_classes(self, features: Tensor, neighbours: int) -> Tensor:
+        """The class of each segment by so many training segments: (B, S, D) -> (B, S) int64.
+
+        Raises:
+            ValueError: before `fit`.
+        """
+        if not len(self.features):
+            raise ValueError("SegmentRetrieval: expected training segments, got none; call `fit` first")
+        queries = features.to(self.features.device)
+        _, nearest = nearest_by_cosine(self.features, queries.flatten(0, 1), neighbours)  # (B * S, k)
+        return self.classes[nearest].mean(dim=1).argmax(dim=1).view(queries.shape[:2])

@@ -1,9 +1,11 @@
 """What a model can be judged by, one command for all: each task names the models that it fits, and gives figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from grouping_zoo.evaluation.tasks.context import Task
 from grouping_zoo.evaluation.tasks.data import EvaluationSet
+from grouping_zoo.evaluation.tasks.dissection import AlignmentOnly, GroupingOnly
 from grouping_zoo.evaluation.tasks.grouping import Clustering, FigureGround, Hierarchy, SuperpixelQuality
 from grouping_zoo.evaluation.tasks.labelling import HeadSegmentation, Retrieval, ZeroShotSegmentation
 from grouping_zoo.evaluation.tasks.recognition import (
@@ -13,6 +15,7 @@ from grouping_zoo.evaluation.tasks.recognition import (
     ZeroShotClassification,
 )
 from grouping_zoo.evaluation.tasks.subject import Subject
+from grouping_zoo.evaluation.tasks.transfer import DenseTransfer
 
 TASKS: tuple[Task, ...] = (
     TopAccuracy(),
@@ -21,12 +24,31 @@ TASKS: tuple[Task, ...] = (
     ZeroShotClassification(),
     ZeroShotSegmentation(),
     HeadSegmentation(),
+    DenseTransfer(),
     Retrieval(),
+    GroupingOnly(),
+    AlignmentOnly(),
     Clustering(),
     Hierarchy(),
     SuperpixelQuality(),
     FigureGround(),
 )
+
+PRESETS: dict[str, Mapping[str, Any]] = {task.name: task.presets for task in (LinearProbe(), DenseTransfer())}
+"""The tasks that train something by settings that can be chosen, and these by name."""
+
+
+def check_presets(presets: Mapping[str, str]) -> None:
+    """Checks the choice of a preset for each task.
+
+    Raises:
+        ValueError: for a task without presets, or an unknown one, with those there are.
+    """
+    for task, name in presets.items():
+        if task not in PRESETS:
+            raise ValueError(f"--preset: expected one for {' or '.join(PRESETS)}, got {task}={name}; leave it out")
+        if name not in PRESETS[task]:
+            raise ValueError(f"--preset: expected for {task} one of {', '.join(PRESETS[task])}, got {name!r}")
 
 
 def fitting_tasks(subject: Subject, data: EvaluationSet, names: Sequence[str] | None = None) -> list[Task]:

@@ -1,6 +1,6 @@
 """What a task is, and what it is given."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -57,6 +57,7 @@ class Context:
         processes: that share the work.
         size: (height, width) that the model sees.
         settings: of zero-shot segmentation, in place of the checkpoint's own; see `ZeroShotSegmenter`.
+        presets: name of a task -> name of the settings that it trains by, in place of its usual ones.
         cache: folder for image features, which are then computed once; None to compute them in every run.
         workers: processes that read images, for each process.
         progress: show progress bars.
@@ -71,6 +72,7 @@ class Context:
     processes: Processes
     size: tuple[int, int]
     settings: dict[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, str] = field(default_factory=dict)
     cache: Path | None = None
     workers: int = 0
     progress: bool = False

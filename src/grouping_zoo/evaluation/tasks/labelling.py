@@ -43,11 +43,7 @@ class ZeroShotSegmentation(LabellingTask):
     def run(self, context: Context) -> dict[str, float]:
         """See `label_figures`."""
         subject, data = context.subject, context.data
-        assert subject.towers is not None
-        settings = {key: value for key, value in context.settings.items() if key != "templates"}
-        if data.background is None:
-            settings["background_threshold"] = 0.0
-        segmenter = ZeroShotSegmenter(model=subject.towers, text=text_features(context), **settings)
+        segmenter = text_segmenter(context)
         background = -1 if data.background is None else data.background
         classes = [label for label in range(len(data.mask_names)) if label != background]
         numbers = torch.tensor([background, *classes])
@@ -106,6 +102,15 @@ class Retrieval(LabellingTask):
             return retrieval(segments)
 
         return label_figures(context, self.name, predict, self.view)
+
+
+def text_segmenter(context: Context) -> ZeroShotSegmenter:
+    """Zero-shot segmentation by the names of the data's classes, as the context sets it."""
+    assert context.subject.towers is not None
+    settings = {key: value for key, value in context.settings.items() if key != "templates"}
+    if context.data.background is None:
+        settings["background_threshold"] = 0.0
+    return ZeroShotSegmenter(model=context.subject.towers, text=text_features(context), **settings)
 
 
 def label_figures(

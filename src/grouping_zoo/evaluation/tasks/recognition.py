@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grouping_zoo.evaluation.recognition import knn_scores, linear_probe, top_k_accuracy
+from grouping_zoo.evaluation.recognition import LINEAR_PROBES, knn_scores, linear_probe, top_k_accuracy
 from grouping_zoo.evaluation.segmentation import present_class_accuracy
 from grouping_zoo.evaluation.tasks.context import Context, View
 from grouping_zoo.evaluation.tasks.subject import Subject
@@ -38,9 +38,10 @@ class NearestNeighbours:
 
 
 class LinearProbe:
-    """A linear classifier of frozen features, its learning rate chosen on held-out training images."""
+    """A linear classifier of frozen features, by default with a learning rate chosen on held-out training images."""
 
     name = "linear"
+    presets = LINEAR_PROBES
     needs = ("label",)
 
     def fits(self, subject: Subject) -> bool:
@@ -50,7 +51,9 @@ class LinearProbe:
     def run(self, context: Context) -> dict[str, float]:
         """Accuracy, and the learning rate that was taken."""
         train, test = context.features("train"), context.features("test")
-        return linear_probe(*train, *test, num_classes=len(context.data.class_names), seed=context.data.seed)
+        settings = self.presets[context.presets.get(self.name, "sweep")]
+        names = context.data.class_names
+        return linear_probe(*train, *test, settings=settings, num_classes=len(names), seed=context.data.seed)
 
 
 class TopAccuracy:

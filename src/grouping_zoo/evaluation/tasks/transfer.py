@@ -1,0 +1,211 @@
+"""Segmentation after training on masks: a head on frozen dense features, or the whole network with its family's head.
+
+Shape legend: N images, B of a batch, D feature width, (h, w) feature map, K classes, (H, W) images.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import AutoModelForSemanticSegmentation
+
+from grouping_zoo.data.image_source import ImageSource, LabelledImage
+from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews
+from grouping_zoo.data.sampling import EndlessSampler, SampleKey
+from grouping_zoo.evaluation.dense_transfer import (
+    DENSE_TRANSFERS,
+    TransferSettings,
+    level_features,
+    resized,
+    train_head,
+    train_on_masks,
+)
+from grouping_zoo.evaluation.tasks.context import Context
+from grouping_zoo.evaluation.tasks.labelling import LabellingTask, label_figures
+from grouping_zoo.evaluation.tasks.subject import Subject
+from grouping_zoo.hf.vision import ZooVisionConfig
+
+MAX_FEATURES = 2**31  # 8 GiB of float32, and twice that while they are joined
+SCENES = 500  # where none are asked for: a head on frozen features learns no more of the usual 1000
+Predict = Callable[[dict[str, Any]], Tensor]
+
+
+class DenseTransfer(LabellingTask):
+    """The classes of the data, learned from the masks of its training images."""
+
+    name = "dense-transfer"
+    presets = DENSE_TRANSFERS
+
+    def fits(self, subject: Subject) -> bool:
+        """See `Task`."""
+        return hasattr(subject.network, "forward_intermediates")
+
+    def run(self, context: Context) -> dict[str, float]:
+        """See `label_figures`.
+
+        Raises:
+            ValueError: if the settings are for other models or images.
+        """
+        name = context.presets.get(self.name, "scenes")
+        settings = self.presets[name]
+        if settings.image_size is not None and set(context.size) != {settings.image_size}:
+            raise ValueError(
+                f"--size: expected {settings.image_size}, which {name} is for, got {context.size[0]} x "
+                f"{context.size[1]}; give --size {settings.image_size}"
+            )
+        predict = _fine_tuned(context, name, settings) if settings.head == "own" else _probed(context, settings)
+        return label_figures(context, self.name, predict, self.view)
+
+
+# --- frozen ---------------------------------------------------------------------------------------------------------
+
+
+def _probed(context: Context, settings: TransferSettings) -> Predict:
+    """A head on features that are computed once; all processes have all of them, and train the same head."""
+    subject, data = context.subject, context.data
+    if data.is_built_in and data.train_images is None:
+        context = replace(context, data=replace(data, train_images=SCENES))
+
+    def features(batch: dict[str, Any]) -> Tensor:
+        return subject.call(functools.partial(level_features, subject.network, levels=settings.levels), batch)
+
+    found: list[tuple[Tensor, Tensor]] = []
+    for maps, masks in context.results(
+        lambda batch: (features(batch).cpu(), batch["mask"]), "training features", "train", DenseTransfer.view
+    ):
+        if not found:
+            _check_memory(context, maps[0].numel())
+        found.append((maps, masks))
+    all_maps, all_masks = (torch.cat(part) for part in zip(*found, strict=True))
+    del found
+    head = train_head(
+        all_maps,
+        all_masks,
+        len(data.mask_names),
+        settings,
+        ignore_index=data.ignore_index,
+        seed=data.seed,
+        device=subject.device,
+        progress=_shows_progress(context),
+    )
+    return lambda batch: _labels(head(features(batch)), batch)
+
+
+def _check_memory(context: Context, features: int) -> None:
+    images = len(context.images("train", DenseTransfer.view))
+    if images * features > MAX_FEATURES:
+        raise ValueError(
+            f"--train-images: expected at most {MAX_FEATURES // features}, whose dense features fit into "
+            f"{4 * MAX_FEATURES / 2**30:.0f} GiB, got {images}; give fewer, or a smaller --size"
+        )
+
+
+# --- trained --------------------------------------------------------------------------------------------------------
+
+
+def _fine_tuned(context: Context, name: str, settings: TransferSettings) -> Predict:
+    """The whole network, trained, in a copy; every process trains all of it, so that several are no faster than one."""
+    subject, data = context.subject, context.data
+    device = subject.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(data.seed)
+        model = _with_own_head(subject, data.mask_names, name)
+        for argument in {*settings.train_args, *settings.test_args}:
+            if argument not in inspect.signature(model.forward).parameters:
+                raise ValueError(
+                    f"--preset: expected for dense-transfer={name} a model that takes {argument}, got {subject.name}; "
+                    "choose another"
+                )
+        loader = _training_loader(context, settings)
+
+        def predictions() -> Iterator[tuple[Tensor, Tensor]]:
+            for batch in loader:
+                inputs = {key: value.to(device) for key, value in batch.items()}
+                mask = inputs.pop("mask")
+                yield model(**inputs, **settings.train_args).logits, mask
+
+        model.train()
+        train_on_masks(
+            predictions(), model, settings, ignore_index=data.ignore_index, progress=_shows_progress(context)
+        )
+    model.eval().requires_grad_(False)
+    # Accelerators do not add up in the same order twice: all go on with one result.
+    model.load_state_dict(context.processes.of_first({key: value.cpu() for key, value in model.state_dict().items()}))
+    judged = functools.partial(model, **settings.test_args)
+    return lambda batch: _labels(subject.call(judged, batch).logits, batch)
+
+
+def _with_own_head(subject: Subject, class_names: list[str], preset: str) -> Any:
+    """A copy of the network with the new head that its family has for segmentation."""
+    config = ZooVisionConfig.of_network(subject.network, class_names)
+    if config is None:
+        raise ValueError(
+            f"--preset: expected for dense-transfer={preset} a model of CAST, PGT or VT, whose segmentation head is "
+            f"trained with it, got {subject.name}; leave the preset out"
+        )
+    model: Any = AutoModelForSemanticSegmentation.from_config(config)
+    own = model.model.state_dict()
+    given = subject.network.state_dict()
+    fitting = {key: value for key, value in given.items() if key in own and own[key].shape == value.shape}
+    model.model.load_state_dict(own | fitting)
+    return model.to(subject.device)
+
+
+def _training_loader(context: Context, settings: TransferSettings) -> DataLoader[Any]:
+    """Random views of the training images without end, a function of the seed alone."""
+    data = context.data
+    source = data.source("train", context.size, single=False)
+    order = data.order(source, "train").tolist()
+    views = _TrainingViews(
+        _Chosen(source, order),
+        context.size[0],
+        context.subject.tensors,
+        AugmentationConfig(crop_scale=settings.crop_scale),
+        "mask",
+        data.seed,
+    )
+    sampler = EndlessSampler(len(views), settings.batch_size, data.seed)
+    return DataLoader(views, batch_sampler=sampler, num_workers=context.workers)
+
+
+class _Chosen(ImageSource):
+    """Some images of a source."""
+
+    def __init__(self, source: ImageSource, numbers: list[int]) -> None:
+        self.source = source
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def _read(self, epoch: int, index: int) -> LabelledImage:
+        return self.source[self.numbers[index]]
+
+
+class _TrainingViews(LabelledViews):
+    """Views with their superpixels, where the network takes them: made by the processes that read."""
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        sample = super().__getitem__(key)
+        if self.tensors.superpixel_method is not None:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.tensors.mean, self.tensors.std))
+            view = ((sample["pixel_values"] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+            sample["superpixels"] = self.tensors.superpixels(view)
+        return sample
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+def _labels(logits: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Every pixel's class, (B, H, W) on the CPU."""
+    return resized(logits.float(), batch["pixel_values"].shape[-2:]).argmax(dim=1).cpu()
+
+
+def _shows_progress(context: Context) -> bool:
+    return context.progress and context.processes.is_first
