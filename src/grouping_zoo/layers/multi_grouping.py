@@ -137,9 +137,9 @@ class MultiGrouping(nn.Module):
         Returns:
             what the input tokens get back (B, N, D), Eq. 3 and 4; the final group tokens (B, H, M, d).
         """
-        x = self.norm(x)
-        keys = self._heads(self.key(x))
-        groups = self._bind(keys, self._heads(self.value(x)), self._seed(x, noise, num_groups), num_iters)
+        keys, values = self._keys_and_values(x)
+        groups = self._bind(keys, values, self._seed(x, noise, num_groups), num_iters)
+        del values  # a third of what is held here
         # Eq. 3: attention from input tokens to group tokens, which are keys and values at once.
         content = groups.to(keys.dtype)
         context = F.scaled_dot_product_attention(keys, content, content)  # (B, H, N, d)
@@ -173,6 +173,10 @@ class MultiGrouping(nn.Module):
             conditional = conditional + torch.special.entr(assignment).sum(dim=(2, 3))  # (B, H)
         marginal = torch.special.entr(total / x.shape[1]).sum(dim=2)
         return Entropies(marginal.mean(dim=0), (conditional / x.shape[1]).mean(dim=0))
+
+    def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.norm(x)
+        return self._heads(self.key(x)), self._heads(self.value(x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.num_heads, self.group_dim)).transpose(1, 2)  # (B, H, N, d)
