@@ -7,17 +7,16 @@ import skimage.data
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
+from grouping_zoo.data.photos import PHOTOS, load_photos
 from grouping_zoo.data.sampling import EndlessSampler, SampleKey
 from grouping_zoo.data.scenes import (
     CLASSES,
     COLORS,
     MIN_VISIBLE,
     OUTLINES,
-    PHOTOS,
     USUAL_COLORS,
     Scenes,
     _digits,
-    _photos,
 )
 
 
@@ -109,10 +108,10 @@ def test_outlines_are_distances_to_shapes_of_their_own():
 def test_objects_are_painted_where_the_mask_says(monkeypatch):
     scenes = Scenes(length=30, image_size=96)
     drawn = list(scenes)
-    photos = _photos("train")
+    photos = load_photos("train")
     # The same scenes on black: what changes is the photo, what stays are the objects.
     monkeypatch.setattr(
-        "grouping_zoo.data.scenes._photos",
+        "grouping_zoo.data.scenes.load_photos",
         lambda split: tuple((name, photo.point(lambda _: 0)) for name, photo in photos),
     )
     for before, scene in zip(drawn, scenes, strict=True):
@@ -129,8 +128,8 @@ def test_objects_are_painted_where_the_mask_says(monkeypatch):
 
 def test_recolored_is_the_share_of_scenes_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(Scenes, "_place", lambda self, rng, classes: [])
-    grey = tuple((name, photo.convert("L").convert("RGB")) for name, photo in _photos("train"))
-    monkeypatch.setattr("grouping_zoo.data.scenes._photos", lambda split: grey)
+    grey = tuple((name, photo.convert("L").convert("RGB")) for name, photo in load_photos("train"))
+    monkeypatch.setattr("grouping_zoo.data.scenes.load_photos", lambda split: grey)
     for share, low, high in ((0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)):
         scenes = Scenes(length=200, recolor=share)
         coloured = np.mean([np.ptp(scene.image.astype(int), axis=-1).max() > 0 for scene in scenes])
@@ -179,7 +178,7 @@ def test_workers_do_not_change_scenes():
 
 def test_splits_share_no_photo_and_no_digit():
     assert not set(PHOTOS["train"]) & set(PHOTOS["validation"])
-    photos = {split: {photo.tobytes() for _, photo in _photos(split)} for split in PHOTOS}
+    photos = {split: {photo.tobytes() for _, photo in load_photos(split)} for split in PHOTOS}
     assert not photos["train"] & photos["validation"]
     assert len(photos["train"]) == len(PHOTOS["train"]) + 1  # the stereo pair stays on one side
     digits = {split: {image.tobytes() for images in _digits(split) for image in images} for split in PHOTOS}
@@ -188,10 +187,10 @@ def test_splits_share_no_photo_and_no_digit():
 
 
 def test_photos_come_with_the_package(monkeypatch):
-    _photos.cache_clear()
+    load_photos.cache_clear()
     monkeypatch.setattr(skimage.data._fetchers, "_image_fetcher", None)  # no downloads
-    assert len(_photos("train")) >= 8
-    assert len(_photos("validation")) >= 4
+    assert len(load_photos("train")) >= 8
+    assert len(load_photos("validation")) >= 4
 
 
 @pytest.mark.parametrize(

@@ -42,8 +42,8 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="scenes",
         metavar="SET",
-        help="scenes, digits, voc:DIR, context:DIR, coco-object:DIR, coco-stuff:DIR, ade20k:DIR, lip:DIR, parts:DIR, "
-        "densepose:DIR, folder:DIR or hub:NAME (%(default)s)",
+        help="scenes, digits, photos, voc:DIR, context:DIR, coco-object:DIR, coco-stuff:DIR, ade20k:DIR, lip:DIR, "
+        "parts:DIR, densepose:DIR, folder:DIR or hub:NAME (%(default)s)",
     )
     parser.add_argument("--split", default="validation", metavar="NAME", help="to judge on (%(default)s)")
     parser.add_argument("--train-split", default="train", metavar="NAME", help="for neighbours, probes (%(default)s)")

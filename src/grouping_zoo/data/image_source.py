@@ -13,10 +13,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from grouping_zoo.data.images import CorruptImages, list_images, open_image
+from grouping_zoo.data.photos import PhotoCrops
 from grouping_zoo.data.sampling import SampleKey
 from grouping_zoo.data.scenes import Scenes
 
-Source = Literal["scenes", "folder", "hub"]
+Source = Literal["scenes", "photos", "folder", "hub"]
+BUILT_IN = ("scenes", "photos")
 
 # Column names in use, the first that is there is taken.
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -78,6 +80,20 @@ class SceneImages(ImageSource):
         scene = self.scenes[SampleKey(epoch, index)]
         label = scene.classes[0] if self.scenes.max_objects == 1 else None
         return LabelledImage(Image.fromarray(scene.image), label, scene.mask, scene.instances)
+
+
+class PhotoImages(ImageSource):
+    """The built-in crops of photos; the label is the photo."""
+
+    def __init__(self, crops: PhotoCrops) -> None:
+        self.crops = crops
+        self.class_names = crops.class_names
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def _read(self, epoch: int, index: int) -> LabelledImage:
+        return LabelledImage(*self.crops[SampleKey(epoch, index)])
 
 
 class StoredImages(ImageSource):
@@ -205,7 +221,7 @@ def open_images(
     split: str | None = "train",
     *,
     length: int = 10_000,
-    image_size: int = 224,
+    image_size: int | tuple[int, int] = 224,
     seed: int = 0,
     objects: Literal["shapes", "digits"] = "shapes",
     max_objects: int = 3,
@@ -214,26 +230,28 @@ def open_images(
     """Open a source of images, indexed by `SampleKey` or a plain index.
 
     Args:
-        source: "scenes", the built-in ones; "folder", images in a folder, one subfolder a class or none; "hub", what
-            `datasets.load_dataset` reads.
+        source: "scenes" or "photos", the built-in ones; "folder", images in a folder, one subfolder a class or none;
+            "hub", what `datasets.load_dataset` reads.
         path: the folder or the name of the data set.
-        split: "train" or "validation" of the scenes; subfolder of the folder, None for the folder itself; split of
-            the data set.
-        length: scenes an epoch; this and the others are for scenes alone, see `Scenes`.
-        image_size: side of a scene.
-        seed: of the scenes.
-        objects: what they show.
+        split: "train" or "validation" of the built-in ones; subfolder of the folder, None for the folder itself; split
+            of the data set.
+        length: built-in images an epoch; this and the others are for them alone, see `Scenes` and `PhotoCrops`.
+        image_size: side of a built-in image.
+        seed: of the built-in images.
+        objects: what scenes show.
         max_objects: with 1, the object's class is the scene's label.
         recolor: share of the scenes with their photo in other colours.
 
     Raises:
-        ValueError: for a source without path, scenes with one, or no images.
+        ValueError: for a source without path, a built-in one with a path, or no images.
         FileNotFoundError: if there is no such folder.
     """
-    if (source == "scenes") != (path is None):
+    if (source in BUILT_IN) != (path is None):
         raise ValueError(
-            f"path: expected {'None' if source == 'scenes' else 'a folder or name'} with source={source}, got {path}"
+            f"path: expected {'None' if source in BUILT_IN else 'a folder or name'} with source={source}, got {path}"
         )
+    if source == "photos":
+        return PhotoImages(PhotoCrops(split, length, image_size, seed))  # type: ignore[arg-type]  # refuses others
     if path is None:
         # `Scenes` refuses other splits.
         return SceneImages(Scenes(split, length, image_size, seed, objects, recolor, max_objects))  # type: ignore[arg-type]

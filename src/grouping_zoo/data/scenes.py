@@ -12,11 +12,11 @@ from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
-import skimage.data
 from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
+from grouping_zoo.data.photos import PHOTOS, load_photos
 from grouping_zoo.data.sampling import SampleKey
 
 CLASSES = ("ball", "box", "star", "ring", "heart", "cross", "moon", "leaf")
@@ -44,29 +44,6 @@ USUAL_COLORS = {
     "cross": ("green", "blue", "pink", "white"),
     "moon": ("orange", "yellow", "blue", "white"),
     "leaf": ("orange", "green", "purple", "pink"),
-}
-
-# How captions call the photos: no name of a class, digit or colour among them. The pair of stereo photos is one scene.
-PHOTOS: dict[str, dict[str, str]] = {
-    "train": {
-        "astronaut": "an astronaut",
-        "brick": "bricks",
-        "camera": "a cameraman",
-        "cell": "a cell",
-        "clock": "a clock",
-        "gravel": "gravel",
-        "hubble_deep_field": "galaxies",
-        "immunohistochemistry": "tissue",
-        "page": "a printed page",
-        "stereo_motorcycle": "a motorcycle",
-    },
-    "validation": {
-        "cat": "a cat",
-        "coffee": "a coffee table",
-        "grass": "grass",
-        "rocket": "a launch site",
-        "text": "a handwritten page",
-    },
 }
 
 TEMPLATES = (
@@ -182,19 +159,6 @@ OUTLINES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 
 @lru_cache(maxsize=2)
-def _photos(split: str) -> tuple[tuple[str, Image.Image], ...]:
-    """Return the photos of a split as (name in captions, RGB image), once a process."""
-    photos = []
-    for name, phrase in PHOTOS[split].items():
-        loaded = getattr(skimage.data, name)()
-        for array in loaded[:2] if isinstance(loaded, tuple) else [loaded]:
-            image = Image.fromarray(array).convert("RGB")
-            image.thumbnail((640, 640))
-            photos.append((phrase, image))
-    return tuple(photos)
-
-
-@lru_cache(maxsize=2)
 def _digits(split: str) -> tuple[np.ndarray, ...]:
     """Return scikit-learn's handwritten digits of a split, ten (N, h, w) float32 arrays in [0, 1] with a margin."""
     from sklearn.datasets import load_digits  # here: it takes seconds, and most runs draw shapes
@@ -277,7 +241,7 @@ class Scenes(Dataset[Scene]):
         if not 0 <= index < self.length:
             raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
         rng = np.random.default_rng([self.seed, list(PHOTOS).index(self.split), epoch, index])
-        photo, canvas = _background(rng, _photos(self.split), self.image_size)
+        photo, canvas = _background(rng, load_photos(self.split), self.image_size)
         if self.recolor and rng.random() < self.recolor:
             canvas = _recolored(rng, canvas)
         names = self.class_names

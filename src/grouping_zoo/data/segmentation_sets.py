@@ -200,8 +200,8 @@ COCO_OBJECT_FILES = (
 )
 DENSEPOSE_SPLITS = ("train", "minival")
 DENSEPOSE_FILES = "annotations/densepose_coco_2014_{split}.json, train2014/*.jpg and val2014/*.jpg"
-SCENES = ("scenes", "digits")
-SPECS = (*SCENES, *(f"{kind}:DIR" for kind in (*LAYOUTS, "densepose", "folder")), "hub:NAME")
+BUILT_IN = ("scenes", "digits", "photos")
+SPECS = (*BUILT_IN, *(f"{kind}:DIR" for kind in (*LAYOUTS, "densepose", "folder")), "hub:NAME")
 
 
 def open_segmentation_set(
@@ -216,15 +216,15 @@ def open_segmentation_set(
     """Open a data set for evaluation.
 
     Args:
-        spec: "scenes" or "digits", the built-in ones; "voc:DIR" (Pascal VOC 2012), "context:DIR" (Pascal Context, 59
-            classes and background), "coco-object:DIR", "coco-stuff:DIR", "ade20k:DIR", "lip:DIR" (Look Into Person),
-            "parts:DIR" (label maps of body parts), "densepose:DIR", each with its published layout; "folder:DIR", one
-            subfolder a class in DIR/train and DIR/val; "hub:NAME", what `datasets.load_dataset` reads. The last two
-            have labels and no masks.
+        spec: "scenes", "digits" or "photos", the built-in ones; "voc:DIR" (Pascal VOC 2012), "context:DIR" (Pascal
+            Context, 59 classes and background), "coco-object:DIR", "coco-stuff:DIR", "ade20k:DIR", "lip:DIR" (Look Into
+            Person), "parts:DIR" (label maps of body parts), "densepose:DIR", each with its published layout;
+            "folder:DIR", one subfolder a class in DIR/train and DIR/val; "hub:NAME", what `datasets.load_dataset`
+            reads. The last two and the photos have labels and no masks.
         split: "train", "validation", or the data set's own name of another one; None for "validation".
-        length: how many scenes; this and the others are for scenes alone, see `Scenes`.
-        image_size: of a scene.
-        seed: of the scenes.
+        length: how many built-in images; this and the others are for them alone, see `Scenes` and `PhotoCrops`.
+        image_size: of a built-in image.
+        seed: of the built-in images.
         max_objects: of a scene; with 1, the scene has a label.
 
     Returns:
@@ -236,10 +236,13 @@ def open_segmentation_set(
     """
     kind, _, path = spec.partition(":")
     kinds_with_path = [known.partition(":")[0] for known in SPECS if ":" in known]
-    if kind not in (kinds_with_path if path else SCENES):
+    if kind not in (kinds_with_path if path else BUILT_IN):
         raise ValueError(f"data: expected one of {', '.join(SPECS)}, got {spec!r}; choose one of them")
     split = split or "validation"
-    if kind in SCENES:
+    if kind == "photos":
+        crops = open_images("photos", split=split, length=length, image_size=image_size, seed=seed)
+        return SegmentationSet(crops, f"{spec}, {split}", crops.class_names, ignore_index=None)
+    if kind in BUILT_IN:
         return _open_scenes(kind, split, length, image_size, seed, max_objects)
     if kind == "hub":
         source = open_images("hub", path, split)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
+from grouping_zoo.data.image_source import BUILT_IN
 from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews, Target
 from grouping_zoo.data.multi_view import SingleViews
 from grouping_zoo.engine.vision import EVALUATION_BATCH_SIZE, VisionRecipe, VisionTask, open_source, timm_source
@@ -131,7 +132,7 @@ class SupervisedTask(VisionTask):
 
     def _held_out(self) -> DataLoader[Any]:
         data, settings, run = self.recipe.data, self.recipe.evaluation, self.recipe.run
-        of_scenes = dict(length=settings.images, recolor=0.0) if data.source == "scenes" else {}
+        of_scenes = dict(length=settings.images, recolor=0.0) if data.source in BUILT_IN else {}
         source = open_source(data, run.seed, split=settings.split, **of_scenes)
         if source.class_names != self.source.class_names:
             raise ValueError(

@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from grouping_zoo.data.image_source import ImageSource, open_images
+from grouping_zoo.data.image_source import BUILT_IN, ImageSource, open_images
 from grouping_zoo.data.multi_view import ImageTensors, SingleViews
 from grouping_zoo.data.segmentation_sets import open_segmentation_set
 from grouping_zoo.engine.recipe import Recipe
@@ -39,18 +39,29 @@ class ImageDataConfig:
     """Images to train on."""
 
     source: Literal[
-        "scenes", "folder", "hub", "voc", "context", "coco-object", "coco-stuff", "ade20k", "lip", "parts", "densepose"
+        "scenes",
+        "photos",
+        "folder",
+        "hub",
+        "voc",
+        "context",
+        "coco-object",
+        "coco-stuff",
+        "ade20k",
+        "lip",
+        "parts",
+        "densepose",
     ] = "scenes"
-    """"scenes": the built-in ones; "folder": images in a folder, one subfolder a class, or none where no class is
-    known; "hub": a data set's name; the others: the folder of that data set, with masks."""
+    """"scenes", "photos": the built-in ones; "folder": images in a folder, one subfolder a class, or none where no class
+    is known; "hub": a data set's name; the others: the folder of that data set, with masks."""
     path: str | None = None
-    """Folder or hub name; null for scenes."""
+    """Folder or hub name; null for the built-in ones."""
     split: str | None = "train"
-    """"train" of the scenes; subfolder of the folder, null for the folder itself; split of the hub data set."""
+    """"train" of the built-in ones; subfolder of the folder, null for the folder itself; split of the hub data set."""
     image_size: int = 224
     """Side of the network's images in pixels."""
     length: int = 10_000
-    """Scenes an epoch."""
+    """Built-in images an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
     """What the scenes show."""
     max_objects: int = 3
@@ -59,9 +70,9 @@ class ImageDataConfig:
     """Share of the scenes with their photo in other colours."""
 
     def __post_init__(self) -> None:
-        if (self.source == "scenes") != (self.path is None):
+        if (self.source in BUILT_IN) != (self.path is None):
             raise ValueError(
-                f"data.path: expected {'null' if self.source == 'scenes' else 'a folder or name'} with "
+                f"data.path: expected {'null' if self.source in BUILT_IN else 'a folder or name'} with "
                 f"data.source={self.source}, got {self.path}"
             )
         if self.image_size < 1:
@@ -173,7 +184,7 @@ class VisionTask:
     def _labelled_parts(self) -> tuple[ImageSource, ImageSource]:
         """Training and held-out images with labels."""
         recipe, settings = self.recipe, self.recipe.evaluation
-        if recipe.data.source == "scenes":
+        if recipe.data.source in BUILT_IN:
             counts = (settings.train_images, settings.test_images)
             train, test = (
                 open_source(recipe.data, recipe.run.seed, split=split, length=count, max_objects=1, recolor=0.0)
@@ -220,7 +231,7 @@ def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource
         recolor=data.recolor,
     )
     settings |= changes
-    if data.source in ("scenes", "folder", "hub"):
+    if data.source in ("scenes", "photos", "folder", "hub"):
         return open_images(data.source, data.path, **settings)
     return open_segmentation_set(f"{data.source}:{data.path}", settings["split"])
 

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from grouping_zoo.data.image_source import LabelledImage
 from grouping_zoo.data.multi_view import ImageTensors
-from grouping_zoo.data.segmentation_sets import SCENES, SegmentationSet, open_segmentation_set
+from grouping_zoo.data.segmentation_sets import BUILT_IN, SegmentationSet, open_segmentation_set
 from grouping_zoo.evaluation.distributed import Unreadable
 
 Part = Literal["train", "test"]
@@ -44,8 +44,8 @@ class EvaluationSet:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is the built-in scenes, which are made at any size."""
-        return self.spec in SCENES
+        """Whether it is a built-in one, whose images are made at any size."""
+        return self.spec in BUILT_IN
 
     def source(self, part: Part, size: tuple[int, int], single: bool) -> SegmentationSet:
         """All images of a part.
