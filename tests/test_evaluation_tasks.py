@@ -26,7 +26,7 @@ from grouping_zoo.evaluation.tasks.labelling import _BoundaryMeans, all_backgrou
 from grouping_zoo.evaluation.tasks.recognition import NearestNeighbours, TopAccuracy, matched_classes, present_classes
 from grouping_zoo.evaluation.tasks.subject import (
     Subject,
-    is_plain_timm,
+    plain_timm_source,
     timm_subject,
     transformers_subject,
     untrained,
@@ -393,8 +393,9 @@ def test_several_processes_yield_what_one_does(count: int) -> None:
 def test_any_timm_folder_is_a_subject(tmp_path: Path) -> None:
     network = timm.create_model("test_vit", num_classes=3, img_size=64).eval()
     save_for_hf(network, str(tmp_path / "vit"), {"label_names": ["x", "y", "z"]}, safe_serialization=True)
-    assert is_plain_timm(str(tmp_path / "vit"))
-    subject = timm_subject(str(tmp_path / "vit"), CPU)
+    source = plain_timm_source(str(tmp_path / "vit"))
+    assert source == f"local-dir:{tmp_path / 'vit'}"
+    subject = timm_subject("vit", source, CPU)
     assert subject.class_names == ["x", "y", "z"]
     assert subject.output_shape == (1, 3)
     image = torch.rand(1, 3, *subject.image_size)
@@ -402,6 +403,16 @@ def test_any_timm_folder_is_a_subject(tmp_path: Path) -> None:
     fresh = untrained(subject, seed=1)
     assert fresh.output_shape == (1, 3)
     assert not torch.equal(fresh.network.head.weight, subject.network.head.weight)
+
+
+def test_timm_opens_its_own_models_by_name_and_no_others() -> None:
+    assert plain_timm_source("resnet18.a1_in1k") == "resnet18.a1_in1k"
+    assert plain_timm_source("cast_nano_scenes") is None
+    assert plain_timm_source("cast_nano") is None
+    with pytest.raises(ValueError, match="model: 'resnet_nothing' is no folder"):
+        plain_timm_source("resnet_nothing")
+    with pytest.raises(ValueError, match=r"^vit: expected a model of timm's with weights: .* vit_giant_patch14_224"):
+        timm_subject("vit", "vit_giant_patch14_224", CPU)
 
 
 def test_the_untrained_model_is_the_same_each_time(cast: Subject) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import timm
 from PIL import Image
+from timm.models import save_for_hf
 
 from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
 from hub_server import hub_server
@@ -22,6 +25,14 @@ vision = timm.create_model("hf-hub:user/nano", pretrained=True).eval()
 with torch.no_grad():
     theirs = model(pixel_values=pixels).vision_model_output.last_hidden_state
     print(json.dumps([(vision.forward_features(pixels) - theirs).abs().max().item(), float(theirs.abs().max())]))
+"""
+
+OPEN_TIMMS = """
+import json, timm, torch
+from grouping_zoo.evaluation.tasks.subject import plain_timm_source, timm_subject
+source = plain_timm_source("user/vit")
+subject = timm_subject("user/vit", source, torch.device("cpu"))
+print(json.dumps([source, plain_timm_source("user/nano"), float(subject.network.head.weight.double().sum())]))
 """
 
 READ_DATA_SET = """
@@ -49,6 +60,16 @@ def test_a_checkpoint_on_the_hub_opens_by_both_doors(tmp_path: Path) -> None:
     assert largest > 0.1
     assert difference < 1e-6
     assert any(request.endswith("/user/nano/resolve/main/model.safetensors") for request in requests)
+
+
+def test_a_model_of_timms_on_the_hub_is_judged_too(tmp_path: Path) -> None:
+    network = timm.create_model("test_vit", num_classes=3)
+    save_for_hf(network, str(tmp_path / "vit"), safe_serialization=True)
+    repositories = {"user/vit": tmp_path / "vit", "user/nano": packaged_checkpoints()["cast_nano_scenes"]}
+    with hub_server(repositories) as (endpoint, _):
+        source, of_the_zoo, weights = run_online(OPEN_TIMMS, endpoint, tmp_path / "home")
+    assert (source, of_the_zoo) == ("hf-hub:user/vit", None)
+    assert weights == pytest.approx(network.head.weight.double().sum().item())
 
 
 def test_a_data_set_on_the_hub_is_read_whole_and_as_a_stream(tmp_path: Path) -> None:

@@ -143,11 +143,11 @@ class Judge:
             ValueError: if there is none of that name, or an option is not for it.
         """
         from grouping_zoo.cli.checkpoints import open_model
-        from grouping_zoo.evaluation.tasks.subject import is_plain_timm, timm_subject, transformers_subject
+        from grouping_zoo.evaluation.tasks.subject import plain_timm_source, timm_subject, transformers_subject
 
         device = self.processes.device
-        if is_plain_timm(name):
-            subject = timm_subject(name, device)
+        if (source := plain_timm_source(name)) is not None:
+            subject = timm_subject(name, source, device)
         else:
             subject = transformers_subject(name, *open_model(name, str(device)), device)
         for option in ("threshold", "masks", "window"):

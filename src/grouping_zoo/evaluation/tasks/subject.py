@@ -9,13 +9,14 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import hf_hub_download
 from timm.models import get_model_args
 from torch import Tensor
 
 from grouping_zoo.data.multi_view import ImageTensors
 from grouping_zoo.data.tokenization import make_tokenize
 from grouping_zoo.grouping import Grouping
-from grouping_zoo.hf.checkpoint_folder import find_checkpoint
+from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
 from grouping_zoo.models.image_text import ImageTextModel
 
 
@@ -137,16 +138,45 @@ class Subject:
         return type(self.model).__name__.endswith("ForSemanticSegmentation")
 
 
-def is_plain_timm(name: str) -> bool:
-    """Whether a checkpoint is a folder that timm alone opens."""
-    config = Path(find_checkpoint(name)) / "config.json"
-    return config.is_file() and "model_type" not in json.loads(config.read_text(encoding="utf-8"))
+def plain_timm_source(name: str) -> str | None:
+    """What timm calls a model that timm alone opens: one of its own, a folder or a hub name; None for any other."""
+    architecture = name.split(".")[0]
+    if not Path(name).is_dir() and timm.is_model(architecture) and architecture not in zoo_models():
+        return name
+    found = find_checkpoint(name)
+    config = _configuration(found)
+    if config is None or "model_type" in config:
+        return None
+    return f"local-dir:{found}" if Path(found).is_dir() else f"hf-hub:{found}"
 
 
-def timm_subject(name: str, device: torch.device) -> Subject:
-    """Opens a checkpoint folder that timm alone opens."""
-    network: Any = timm.create_model(f"local-dir:{find_checkpoint(name)}", pretrained=True).eval().to(device)
-    return Subject(name=name, model=network, network=network, processor=None, device=device)
+def _configuration(checkpoint: str) -> dict[str, Any] | None:
+    """What config.json of a folder or hub name says; None where none can be read."""
+    file = Path(checkpoint) / "config.json"
+    if not Path(checkpoint).is_dir():
+        try:
+            file = Path(hf_hub_download(checkpoint, "config.json"))
+        except (OSError, ValueError):
+            return None  # who opens the checkpoint says what is wrong with it
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def timm_subject(name: str, source: str, device: torch.device) -> Subject:
+    """Opens a model that timm alone opens.
+
+    Args:
+        name: what the user calls it.
+        source: what `plain_timm_source` calls it.
+        device: where it shall be.
+
+    Raises:
+        ValueError: if there are no weights of it.
+    """
+    try:
+        network: Any = timm.create_model(source, pretrained=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: expected a model of timm's with weights: {error}; choose another one") from None
+    return Subject(name=name, model=network.eval().to(device), network=network, processor=None, device=device)
 
 
 def transformers_subject(name: str, model: Any, processor: Any, device: torch.device) -> Subject:
@@ -159,7 +189,7 @@ def transformers_subject(name: str, model: Any, processor: Any, device: torch.de
     network: Any = inner.vision if isinstance(inner, ImageTextModel) else inner
     if not hasattr(network, "forward_features"):
         raise ValueError(
-            f"{name}: expected a checkpoint of this package, or a folder of timm's, got a {type(model).__name__}; "
+            f"{name}: expected a checkpoint of this package, or one of timm's, got a {type(model).__name__}; "
             "choose from grouping-zoo list"
         )
     return Subject(name=name, model=model, network=network, processor=processor, device=device)
