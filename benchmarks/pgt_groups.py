@@ -3,7 +3,7 @@
 Prints a table (Table 4 and appendix A.2.2 of the paper) and writes `entropies.png`, with p(c) and p(c|x) of each layer,
 and `accuracy.png`. All settings share the weights; nothing is trained but the linear probes.
 
-    python benchmarks/pgt_groups.py FOLDER
+    python benchmarks/pgt_groups.py pgt_nano_photos
     python benchmarks/pgt_groups.py FOLDER --source folder --path imagenet --splits train val --groups 32 256 1024
 """
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder, packaged name or hub name")
     parser.add_argument("--out", type=Path, default=Path(), help="folder of the plots")
-    parser.add_argument("--source", choices=("scenes", "folder", "hub"), default="scenes")
+    parser.add_argument("--source", choices=("photos", "scenes", "folder", "hub"), default="photos")
     parser.add_argument("--path", help="folder or hub name")
     parser.add_argument("--splits", nargs=2, default=("train", "validation"), metavar=("TRAIN", "TEST"))
     parser.add_argument("--objects", choices=("shapes", "digits"), default="shapes", help="of the scenes")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import grouping_zoo.models.pgt  # noqa: F401 - registers the models
-from grouping_zoo.objectives.dino import DINOHead, DINOObjective
+from grouping_zoo.objectives.dino import DINOHead, DINOObjective, dino_loss, sinkhorn
 from zoo import with_random_weights
 
 PROTOTYPES = 7
@@ -140,6 +140,13 @@ def test_head_gives_cosines() -> None:
 # --- schedules and averages -----------------------------------------------------------------------------------------
 
 
+def test_batch_norm_in_the_head_sets_nearly_equal_features_apart() -> None:
+    torch.manual_seed(0)
+    features = torch.ones(16, 6) + 1e-3 * torch.randn(16, 6)
+    spread = {norm: DINOHead(6, 8, 32, 16, batch_norm=norm)(features).std(dim=0).mean() for norm in (False, True)}
+    assert spread[True] > 50 * spread[False]
+
+
 def test_teacher_temperature_rises_linearly_and_stays() -> None:
     objective = objective_of(warmup_teacher_temperature=0.04, teacher_temperature=0.08, teacher_temperature_warmup=0.5)
     for progress, expected in ((0.0, 0.04), (0.25, 0.06), (0.5, 0.08), (1.0, 0.08)):
@@ -204,17 +211,46 @@ def test_grouping_entropies_are_logged_where_the_model_has_them() -> None:
     batch = batch_of(sides=(32, 32, 16))
     found = objective(batch)
     entropies = objective.model.assignment_entropies(batch["views"][0][:3])
-    for layer in range(6):
+    for layer in range(len(model.layers)):
         assert torch.equal(found[f"marginal_entropy_{layer}"], entropies.marginal[layer].mean())
         assert torch.equal(found[f"conditional_entropy_{layer}"], entropies.conditional[layer].mean())
+
+
+# --- Sinkhorn-Knopp -------------------------------------------------------------------------------------------------
+
+
+def test_sinkhorn_divides_by_the_sums_in_turn() -> None:
+    logits = 5 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for iterations in (1, 3, 200):
+        expected = [[math.exp(value) for value in row] for row in logits.tolist()]
+        for _ in range(iterations):
+            sums = [sum(row[p] for row in expected) for p in range(4)]
+            expected = [[value / total for value, total in zip(row, sums, strict=True)] for row in expected]
+            expected = [[value / sum(row) for value in row] for row in expected]
+        found = sinkhorn(logits, iterations)
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+    assert torch.allclose(found.sum(dim=0), torch.full((4,), 6 / 4, dtype=torch.float64)), "all prototypes alike"
+
+
+def test_sinkhorn_targets_take_the_place_of_the_centre() -> None:
+    objective, batch = objective_of(centering="sinkhorn", teacher_temperature=0.05, freeze_prototypes=0.0), batch_of()
+    objective.progress.fill_(0.9)  # past the temperature's warm-up
+    center = objective.center.clone()
+    objective.student.eval()  # batch statistics would be those of the crops of one size
+    teacher = objective.teacher_head(torch.cat([objective.model(view) for view in batch["views"][:2]]))
+    targets = sinkhorn(teacher / 0.05)
+    log_student = torch.cat([objective.student_head(objective.student(view)) for view in batch["views"]]) / 0.1
+    expected = dino_loss(targets.chunk(2), log_student.log_softmax(dim=1).chunk(5))
+    torch.testing.assert_close(objective(batch)["loss"], expected)
+    assert torch.equal(objective.center, center)
 
 
 # --- two processes --------------------------------------------------------------------------------------------------
 
 
-def run_steps(parts: list[dict[str, list[Tensor]]]) -> dict[str, Tensor]:
+def run_steps(parts: list[dict[str, list[Tensor]]], centering: str) -> dict[str, Tensor]:
     """Loss, gradients and centre of each part in turn; with processes, their averages."""
-    objective = objective_of()
+    objective = objective_of(centering=centering)
     objective.student.eval()  # batch statistics are each process's own
     results = {}
     for step, part in enumerate(parts):
@@ -226,11 +262,11 @@ def run_steps(parts: list[dict[str, list[Tensor]]]) -> dict[str, Tensor]:
     return results
 
 
-def worker(rank: int, folder: str) -> None:
+def worker(rank: int, folder: str, centering: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     half = {"views": [view.chunk(2)[rank] for view in batch_of()["views"]]}
-    results = run_steps([half, half])
+    results = run_steps([half, half], centering)
     own_center = results["1.center"].clone()
     for name, value in results.items():
         dist.all_reduce(value)
@@ -241,10 +277,11 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("centering", ["mean", "sinkhorn"])
+def test_two_processes_equal_one_on_the_joint_batch(centering: str, tmp_path: Path) -> None:
     # Forked, since a fresh interpreter would spend seconds on imports.
-    torch.multiprocessing.start_processes(worker, (str(tmp_path),), nprocs=2, start_method="fork")
-    found, expected = load_file(tmp_path / "results.safetensors"), run_steps([batch_of(), batch_of()])
+    torch.multiprocessing.start_processes(worker, (str(tmp_path), centering), nprocs=2, start_method="fork")
+    found, expected = load_file(tmp_path / "results.safetensors"), run_steps([batch_of(), batch_of()], centering)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
@@ -260,6 +297,7 @@ def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
         (dict(teacher_temperature=-1.0), "teacher_temperature: expected more than 0, got -1.0"),
         (dict(num_global_crops=0), "num_global_crops: expected more than 0, got 0"),
         (dict(momentum=1.5), "momentum: expected 0 to 1, got 1.5"),
+        (dict(centering="batch"), "centering: expected 'mean' or 'sinkhorn', got 'batch'"),
         (dict(freeze_prototypes=-0.1), "freeze_prototypes: expected 0 to 1, got -0.1"),
     ],
 )

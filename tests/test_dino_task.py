@@ -39,7 +39,7 @@ def short(output_dir: Path, *overrides: str) -> DINORecipe:
         f"run.output_dir={output_dir}",
         *overrides,
     ]
-    recipe = load_recipe("pgt_nano_scenes", settings)
+    recipe = load_recipe("pgt_nano_photos", settings)
     assert isinstance(recipe, DINORecipe)
     return recipe
 

@@ -9,8 +9,13 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 import grouping_zoo.models.pgt  # noqa: F401 - registers the models
+from grouping_zoo.data.image_source import open_images
+from grouping_zoo.data.multi_view import SingleViews
+from grouping_zoo.engine.vision import image_tensors
+from grouping_zoo.evaluation.recognition import knn_accuracy
 from zoo import with_random_weights
 
 SMALL: dict[str, Any] = dict(
@@ -53,17 +58,34 @@ def loss_of(output: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("pgt_tiny", 9.9), ("pgt_small", 34.6), ("pgt_base", 70.2), ("pgt_base_flow", 117.0), ("pgt_nano", 0.54)],
+    [("pgt_tiny", 9.9), ("pgt_small", 34.6), ("pgt_base", 70.2), ("pgt_base_flow", 117.0), ("pgt_nano", 0.36)],
 )
 def test_published_sizes(name: str, millions: float) -> None:
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=0)
-        with pytest.raises(RuntimeError, match="No pretrained weights"):
+    if name != "pgt_nano":
+        with pytest.raises(RuntimeError, match="No pretrained weights"), torch.device("meta"):
             timm.create_model(name, pretrained=True)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
     assert f"{model.pretrained_cfg['first_conv']}.weight" in model.state_dict()
     assert model.num_features == (512 if name == "pgt_tiny" else 256 if name == "pgt_nano" else 2048)
     assert model.pretrained_cfg["input_size"][1] == model.patch_embed.img_size[0]
+
+
+@torch.no_grad()
+def test_the_packaged_nano_tells_photos_apart_better_than_an_untrained_one() -> None:
+    torch.manual_seed(0)
+    accuracies = []
+    for pretrained in (True, False):
+        network = timm.create_model("pgt_nano", pretrained=pretrained).eval()
+        parts = []
+        for split in ("train", "validation"):
+            views = SingleViews(open_images("photos", split=split, length=300), 64, image_tensors(network))
+            batch = default_collate([views[index] for index in range(300)])
+            parts += [network(batch["pixel_values"]), batch["label"]]
+        accuracies.append(knn_accuracy(*parts))
+    assert accuracies[0] > 30
+    assert accuracies[0] > accuracies[1] + 8
 
 
 @torch.no_grad()
@@ -246,7 +268,7 @@ def test_fresh_assignments_differ_between_tokens() -> None:
     torch.manual_seed(0)
     found = timm.create_model("pgt_nano").eval().assignment_entropies(images(4, (64, 64)))
     information = found.marginal - found.conditional  # what a token's place and look say about its group, in nats
-    assert information.min() > 0.03
+    assert information.mean(dim=1).min() > 0.15, "of the 2.77 of 16 groups, averaged over heads"
 
 
 # --- gradients ------------------------------------------------------------------------------------------------------

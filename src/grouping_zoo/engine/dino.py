@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 
 from grouping_zoo.data.multi_view import MultiCropConfig, multi_crop
 from grouping_zoo.engine.vision import VisionRecipe, VisionTask
-from grouping_zoo.objectives.dino import DINOObjective
+from grouping_zoo.objectives.dino import Centering, DINOObjective
 
 
 @dataclass(kw_only=True)
@@ -14,11 +14,13 @@ class DINOConfig:
     num_prototypes: int = 65536
     hidden_dim: int = 2048
     bottleneck_dim: int = 256
+    head_batch_norm: bool = False
     student_temperature: float = 0.1
     teacher_temperature: float = 0.07
     warmup_teacher_temperature: float = 0.04
     teacher_temperature_warmup: float = 0.05
     momentum: float = 0.996
+    centering: Centering = "mean"
     center_momentum: float = 0.9
     freeze_prototypes: float = 1 / 600
     entropy_images: int = 2

@@ -52,7 +52,7 @@ class ImageDataConfig:
         "parts",
         "densepose",
     ] = "scenes"
-    """"scenes", "photos": the built-in ones; "folder": images in a folder, one subfolder a class, or none where no class
+    """"scenes", "photos": the built-in ones; "folder": images in a folder, one subfolder a class, or none where none
     is known; "hub": a data set's name; the others: the folder of that data set, with masks."""
     path: str | None = None
     """Folder or hub name; null for the built-in ones."""

@@ -28,6 +28,12 @@ __all__ = ["PGT"]
 
 DEPTHS = (10, 10, 10)
 
+# At initialisation, beside weights scaled by fan-in and the GRU's usual ones: an update gate near 0 lets what a group
+# binds replace what it was, instead of an even mixture. Chosen on short supervised trainings of the nano.
+KEY_DEVIATION = 3.0
+GRU_SCALE = 2.0
+UPDATE_BIAS = 2.0
+
 Groups = int | Sequence[int]
 """Group tokens a head: of all layers, or one number for each block."""
 
@@ -153,14 +159,17 @@ class PGT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Weights scaled by fan-in, zero biases, unit Gaussian seeds.
+        """Weights scaled by fan-in, zero biases, unit Gaussian seeds, and assignments that are decisive from the start.
 
-        At the usual deviation of 0.02 every token would belong to all groups alike.
+        At the usual deviation of 0.02, and still with keys of unit deviation, a token would belong to all groups nearly
+        alike; the groups would then hold the same mean of all tokens, and what is left of the seeds.
         """
         if self.pos_embed.is_meta:  # nothing to fill, which takes timm long
             return
         for module in self.modules():
             _init_linear(module)
+        for layer in self.layers:
+            _init_binding(layer.grouping)
         trunc_normal_(self.pos_embed, std=0.02)
 
     # --- the timm surface -------------------------------------------------------------------------------------------
@@ -414,6 +423,15 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def _init_binding(grouping: MultiGrouping) -> None:
+    with torch.no_grad():
+        grouping.key.weight *= KEY_DEVIATION
+        gru, dim = grouping.gru, grouping.group_dim
+        gru.weight_ih *= GRU_SCALE
+        gru.weight_hh *= GRU_SCALE
+        gru.bias_ih[dim : 2 * dim] -= UPDATE_BIAS
+
+
 def _check_pool(global_pool: str) -> None:
     if global_pool not in ("map", ""):
         raise ValueError(f"global_pool: expected 'map' or '', got {global_pool!r}")
@@ -463,7 +481,7 @@ default_cfgs = generate_default_cfgs(
         "pgt_small.untrained": _cfg(),
         "pgt_base.untrained": _cfg(),
         "pgt_base_flow.untrained": _cfg(),
-        "pgt_nano.scenes": _cfg(**packaged_weights("pgt_nano_scenes"), input_size=(3, 64, 64), crop_pct=1.0),
+        "pgt_nano.photos": _cfg(**packaged_weights("pgt_nano_photos"), input_size=(3, 64, 64), crop_pct=1.0),
     }
 )
 
@@ -506,7 +524,7 @@ def pgt_base_flow(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def pgt_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A PGT for a laptop: width 96, 2 layers a block, 64x64 images, 16 groups in each of 3 heads; 0.54 M parameters.
+    """A PGT for a laptop: width 96, 1 layer a block, 64x64 images, 16 groups in each of 3 heads; 0.36 M parameters.
 
     Patches of 8x8 pixels: DINO needs many passes over many crops, and with 4x4 ones less than half as many fit in the
     same time. Larger images give finer groups.
@@ -515,7 +533,7 @@ def pgt_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         img_size=64,
         patch_size=8,
         embed_dim=96,
-        depths=(2, 2, 2),
+        depths=(1, 1, 1),
         group_dims=(24, 32, 48),
         num_heads=3,
         num_groups=16,

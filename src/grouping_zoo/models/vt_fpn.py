@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.token_projector import TokenProjector
 from grouping_zoo.layers.token_relation import TokenTransformer
-from grouping_zoo.layers.visual_tokenizer import FilterTokenizer
+from grouping_zoo.layers.visual_tokenizer import FilterTokenizer, Projection
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
 from grouping_zoo.models.packaged import packaged_weights
 from grouping_zoo.models.pretrained_backbone import BackboneSource, load_backbone
@@ -81,6 +81,10 @@ class VTNeck(nn.Module):
         self.tokenizers = nn.ModuleList(FilterTokenizer(dim, token_dim, num_tokens) for _ in in_channels)
         self.transformer = TokenTransformer(token_dim)
         self.projectors = nn.ModuleList(TokenProjector(dim, dim, token_dim, key_dim=dim) for _ in in_channels)
+        for projector in self.projectors:
+            # Fresh tokens tell all pixels nearly the same, louder than the levels tell what is there: they start mute.
+            if isinstance(projector.value, Projection):
+                nn.init.zeros_(projector.value.weight)
 
     def forward_levels(self, maps: Sequence[Tensor]) -> list[VTLevel]:
         """See `forward`, with the tokens and where they lie."""

@@ -9,13 +9,16 @@ import math
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouping_zoo.objectives.gather import gather
+
+Centering = Literal["mean", "sinkhorn"]
+SINKHORN_ITERATIONS = 3
 
 
 class DINOHead(nn.Module):
@@ -28,14 +31,24 @@ class DINOHead(nn.Module):
         num_prototypes: P.
         hidden_dim: hidden width of the MLP.
         bottleneck_dim: its output's width.
+        batch_norm: normalise the hidden layers over the batch.
     """
 
-    def __init__(self, in_features: int, num_prototypes: int, hidden_dim: int = 2048, bottleneck_dim: int = 256):
+    def __init__(
+        self,
+        in_features: int,
+        num_prototypes: int,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        batch_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(in_features, hidden_dim),
+            nn.BatchNorm1d(hidden_dim) if batch_norm else nn.Identity(),
             nn.GELU(),
             nn.Linear(hidden_dim, hidden_dim),
+            nn.BatchNorm1d(hidden_dim) if batch_norm else nn.Identity(),
             nn.GELU(),
             nn.Linear(hidden_dim, bottleneck_dim),
         )
@@ -61,8 +74,9 @@ class DINOObjective(nn.Module):
     With logits t and s over prototypes, centre c and temperatures T_t and T_s, the loss is the mean over pairs of crops
     (i, j), i global, j another crop of the same image, and over images, of
         - sum_p softmax((t_i - c) / T_t)[p] log softmax(s_j / T_s)[p].
-    The centre is a moving average of the teacher's mean logits over all processes. The teacher, in evaluation mode, is
-    a moving average of the student, its running statistics too, and is what is published.
+    The centre is a moving average of the teacher's mean logits over all processes. With "sinkhorn" Sinkhorn-Knopp's
+    normalisation takes its place (see `sinkhorn`), which lets short trainings start sooner. The teacher, in evaluation
+    mode, is a moving average of the student, its running statistics too, and is what is published.
 
     Args:
         model: any timm model without head, images (B, 3, H, W) to features, for crops of all sizes that come. It also
@@ -70,13 +84,16 @@ class DINOObjective(nn.Module):
         num_prototypes: P.
         hidden_dim: hidden width of the heads.
         bottleneck_dim: width of the features that are compared with prototypes.
+        head_batch_norm: batch norm in the heads: untrained features that are nearly the same for all images differ
+            after it, which lets short trainings start sooner.
         num_global_crops: G.
         student_temperature: T_s.
         teacher_temperature: T_t after its warm-up.
         warmup_teacher_temperature: T_t at the start, from where it rises linearly.
         teacher_temperature_warmup: share of the training, 0 to 1, that this takes.
         momentum: share of the teacher that stays at an update; it rises to 1 by a half cosine.
-        center_momentum: share of the centre that stays at a batch.
+        centering: "mean", the paper's, or "sinkhorn".
+        center_momentum: share of the centre that stays at a batch; with "mean" alone.
         freeze_prototypes: share of the training, 0 to 1, at whose start the last layer stays as it was drawn.
         entropy_images: images of each batch whose grouping entropies are logged, of a model that has
             `assignment_entropies`; 0 for none.
@@ -92,12 +109,14 @@ class DINOObjective(nn.Module):
         num_prototypes: int = 65536,
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
+        head_batch_norm: bool = False,
         num_global_crops: int = 2,
         student_temperature: float = 0.1,
         teacher_temperature: float = 0.07,
         warmup_teacher_temperature: float = 0.04,
         teacher_temperature_warmup: float = 0.05,
         momentum: float = 0.996,
+        centering: Centering = "mean",
         center_momentum: float = 0.9,
         freeze_prototypes: float = 1 / 600,
         entropy_images: int = 2,
@@ -116,7 +135,10 @@ class DINOObjective(nn.Module):
             center_momentum=center_momentum,
             freeze_prototypes=freeze_prototypes,
         )
+        if centering not in ("mean", "sinkhorn"):
+            raise ValueError(f"centering: expected 'mean' or 'sinkhorn', got {centering!r}; change centering")
         self.num_global_crops = num_global_crops
+        self.centering = centering
         self.student_temperature = student_temperature
         self.teacher_temperatures = (warmup_teacher_temperature, teacher_temperature)
         self.teacher_temperature_warmup = teacher_temperature_warmup
@@ -126,7 +148,7 @@ class DINOObjective(nn.Module):
         self.entropy_images = entropy_images if hasattr(model, "assignment_entropies") else 0
         features: Any = getattr(model, "head_hidden_size", None) or model.num_features
         self.student: Any = model
-        self.student_head = DINOHead(features, num_prototypes, hidden_dim, bottleneck_dim)
+        self.student_head = DINOHead(features, num_prototypes, hidden_dim, bottleneck_dim, head_batch_norm)
         self.model: Any = deepcopy(model).requires_grad_(False).eval()
         self.teacher_head = deepcopy(self.student_head).requires_grad_(False).eval()
         # Buffers, so that a resumed run goes on with them.
@@ -166,9 +188,8 @@ class DINOObjective(nn.Module):
             teacher = self.teacher_head(_encode(self.model, views[:number], global_superpixels))  # (G * B, P)
         with torch.autocast(student.device.type, enabled=False):
             log_student = (student.float() / self.student_temperature).log_softmax(dim=1)
-            targets = ((teacher.float() - self.center) / self.teacher_temperature()).softmax(dim=1)
+            targets = self._targets(teacher.float())
             loss = dino_loss(targets.chunk(number), log_student.chunk(len(views)))
-            self._move_center(teacher.float())
             figures = _figures(targets, loss.detach())
         return {"loss": loss, **figures, **self._grouping_entropies(views[0])}
 
@@ -207,6 +228,14 @@ class DINOObjective(nn.Module):
         trained = [*self.student.state_dict().values(), *self.student_head.state_dict().values()]
         return list(zip(slow, trained, strict=True))
 
+    def _targets(self, logits: Tensor) -> Tensor:
+        """The teacher's distributions (G * B, P) from its logits; moves the centre."""
+        if self.centering == "sinkhorn":
+            return sinkhorn(logits / self.teacher_temperature())
+        targets = ((logits - self.center) / self.teacher_temperature()).softmax(dim=1)
+        self._move_center(logits)
+        return targets
+
     @torch.no_grad()
     def _move_center(self, logits: Tensor) -> None:
         """Moves the centre towards the mean of the teacher's logits (G * B, P) over all processes."""
@@ -240,6 +269,25 @@ def dino_loss(targets: Sequence[Tensor], log_student: Sequence[Tensor]) -> Tenso
         if i != j
     ]
     return torch.stack(pairs).mean()
+
+
+def sinkhorn(logits: Tensor, iterations: int = SINKHORN_ITERATIONS) -> Tensor:
+    """Distributions that use all prototypes alike over the images of all processes.
+
+    Caron et al., "Unsupervised Learning of Visual Features by Contrasting Cluster Assignments" (2020), section 3.1:
+    exp(logits) is divided by its sums over images and over prototypes in turn.
+
+    Args:
+        logits: of this process's images (n, P), divided by their temperature.
+        iterations: rounds of the two divisions.
+
+    Returns:
+        (n, P); rows sum to 1.
+    """
+    for _ in range(iterations):
+        mass = gather(logits.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0)  # (P,), over all processes
+        logits = (logits - mass).log_softmax(dim=1)
+    return logits.exp()
 
 
 def _encode(model: Any, views: Sequence[Tensor], superpixels: Sequence[Tensor] | None) -> Tensor:

@@ -10,6 +10,7 @@ from PIL import Image
 
 DOTS_PER_INCH = 120
 MAX_WRITTEN = 20  # classes of a confusion matrix whose numbers can still be read
+MOST_TICKS = 12  # places of points that are each named
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito's
 
 
@@ -79,6 +80,11 @@ def curves_picture(
         axes.plot(x, y, "o-", label=name, color=COLORS[number % len(COLORS)])
     if logarithmic:
         axes.set_xscale("log")
+    places = sorted({x for points in curves.values() for x, _ in points})
+    if len(places) <= MOST_TICKS:  # layers, group counts: nothing lies between them
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+        axes.minorticks_off()
+    elif logarithmic:
         axes.xaxis.set_major_formatter(matplotlib.ticker.ScalarFormatter())
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
