@@ -231,7 +231,7 @@ def test_wrong_settings_are_refused(model_and_processor: tuple[ZooGroupViTModel,
     tokenize = make_tokenize(processor.tokenizer)
     with pytest.raises(ValueError, match=r"class_names: expected one for each of ball, .*, got 2: cat, dog"):
         evaluate_on_scenes(model.model, tokenize, class_names=["cat", "dog"])
-    with pytest.raises(ValueError, match="length: expected at least 1 scene, got 0"):
+    with pytest.raises(ValueError, match="length: expected at least 1 image, got 0"):
         evaluate_on_scenes(model.model, tokenize, images=0)
     with pytest.raises(ValueError, match="background_threshold: expected 0 to 1, got 2"):
         evaluate_on_scenes(model.model, tokenize, background_threshold=2)

@@ -86,7 +86,7 @@ def test_sources_give_them_with_labels_and_without_masks() -> None:
     [
         (dict(split="test"), "split: expected one of .'train', 'validation'., got 'test'"),
         (dict(image_size=8), "image_size: expected a side .* at least 16 pixels, got 8"),
-        (dict(length=0), "length: expected at least 1 crop, got 0"),
+        (dict(length=0), "length: expected at least 1 image, got 0"),
         (dict(seed=-1), "seed: expected 0 or more, got -1"),
     ],
 )

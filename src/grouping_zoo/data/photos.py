@@ -52,6 +52,36 @@ def load_photos(split: str) -> tuple[tuple[str, Image.Image], ...]:
     return tuple(photos)
 
 
+def checked_size(split: str, length: int, image_size: int | tuple[int, int], seed: int) -> tuple[int, int]:
+    """What every built-in set takes, checked.
+
+    Args:
+        split: "train" or "validation".
+        length: number of images.
+        image_size: side, or (height, width), in pixels.
+        seed: of everything random.
+
+    Returns:
+        (height, width).
+
+    Raises:
+        ValueError: for an unknown split, or a number out of its range.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if split not in PHOTOS:
+        raise ValueError(f"split: expected one of {list(PHOTOS)}, got {split!r}; choose one of them")
+    if len(size) != 2 or min(size) < MIN_SIDE:
+        raise ValueError(
+            f"image_size: expected a side or (height, width) of at least {MIN_SIDE} pixels, got {image_size}; "
+            "set 64, for example"
+        )
+    if length < 1:
+        raise ValueError(f"length: expected at least 1 image, got {length}; set 10000, for example")
+    if seed < 0:
+        raise ValueError(f"seed: expected 0 or more, got {seed}; choose another one")
+    return size
+
+
 class PhotoCrops(Dataset[tuple[Image.Image, int]]):
     """Grey crops of the photos, each with the number of its photo: textures and parts of things to tell apart.
 
@@ -77,18 +107,7 @@ class PhotoCrops(Dataset[tuple[Image.Image, int]]):
         image_size: int | tuple[int, int] = 64,
         seed: int = 0,
     ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if split not in PHOTOS:
-            raise ValueError(f"split: expected one of {list(PHOTOS)}, got {split!r}; choose one of them")
-        if len(size) != 2 or min(size) < MIN_SIDE:
-            raise ValueError(
-                f"image_size: expected a side or (height, width) of at least {MIN_SIDE} pixels, got {image_size}; "
-                "set 64, for example"
-            )
-        if length < 1:
-            raise ValueError(f"length: expected at least 1 crop, got {length}; set 10000, for example")
-        if seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {seed}; choose another one")
+        size = checked_size(split, length, image_size, seed)
         self.split = split
         self.length = length
         self.image_size = size

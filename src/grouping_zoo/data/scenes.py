@@ -16,7 +16,7 @@ from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from grouping_zoo.data.photos import PHOTOS, load_photos
+from grouping_zoo.data.photos import PHOTOS, checked_size, load_photos
 from grouping_zoo.data.sampling import SampleKey
 
 CLASSES = ("ball", "box", "star", "ring", "heart", "cross", "moon", "leaf")
@@ -58,7 +58,6 @@ TEMPLATES = (
 )
 
 SIZES = (0.28, 0.55)  # width of an object, as a share of the shorter side
-MIN_SIDE = 16
 PLACING_ATTEMPTS = 40
 MIN_VISIBLE = 0.5
 FIRST_VALIDATION_DIGIT = 1437  # the last fifth of scikit-learn's digits
@@ -198,22 +197,11 @@ class Scenes(Dataset[Scene]):
         recolor: float = 0.0,
         max_objects: int = 3,
     ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if split not in PHOTOS:
-            raise ValueError(f"split: expected one of {list(PHOTOS)}, got {split!r}; choose one of them")
+        size = checked_size(split, length, image_size, seed)
         if objects not in ("shapes", "digits"):
             raise ValueError(f"objects: expected 'shapes' or 'digits', got {objects!r}; choose one of them")
-        if len(size) != 2 or min(size) < MIN_SIDE:
-            raise ValueError(
-                f"image_size: expected a side or (height, width) of at least {MIN_SIDE} pixels, got {image_size}; "
-                "set 64, for example"
-            )
-        if length < 1:
-            raise ValueError(f"length: expected at least 1 scene, got {length}; set 10000, for example")
         if not 0 <= recolor <= 1:
             raise ValueError(f"recolor: expected a share from 0 to 1, got {recolor}; set 0.5, for example")
-        if seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {seed}; choose another one")
         most = len(CLASSES if objects == "shapes" else DIGITS)
         if not 1 <= max_objects <= most:
             raise ValueError(
