@@ -8,14 +8,13 @@ DeiT-style `.pth` is the network with its classifier.
 """
 
 import argparse
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from official_file import read_tensors
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
@@ -39,27 +38,6 @@ Tokens", 2022) as `{architecture}`.
 
 IMAGENET_CLASSES = 1000
 TOLERANCE = 1e-5  # sums may round differently from run to run
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of an official file, without running any code that it may carry."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} does not exist; check the path")
-    try:
-        # DeiT-style files hold their command line beside the tensors; the class only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"{path}: holds more than tensors ({found[1] if found else 'unknown objects'}), and reading that may run "
-            "its code; save its 'state_dict' or 'model' entry alone, where you trust the file: "
-            "torch.save({'state_dict': checkpoint['state_dict']}, path)"
-        ) from None
-    for entry in ("state_dict", "model"):
-        if entry in loaded:
-            return loaded[entry]
-    return loaded
 
 
 def fitting_architecture(state_dict: Mapping[str, Tensor]) -> str:

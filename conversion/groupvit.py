@@ -6,12 +6,10 @@ The weights' licence (NVIDIA, non-commercial) is written into the folder's card.
 """
 
 import argparse
-import pickle
-import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from official_file import read_tensors
 
 from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor
 from grouping_zoo.data.captions import PROMPT_TEMPLATES
@@ -38,24 +36,8 @@ CVPR 2022). The weights are for non-commercial use only.
 TOLERANCE = 1e-5  # of features of norm 1; sums may round differently from run to run
 
 
-def read_pth(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `.pth`, without running any code that the file may carry."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint: {path} does not exist; check the path")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        raise ValueError(
-            f"{path}: holds more than tensors ({found[1] if found else 'unknown objects'}), and reading that may run "
-            "its code; save its 'model' entry alone, where you trust the file: "
-            "torch.save({'model': checkpoint['model']}, path)"
-        ) from None
-    return loaded.get("model", loaded)
-
-
 def convert(path: Path, out: Path) -> None:
-    state_dict = convert_state_dict(read_pth(path))
+    state_dict = convert_state_dict(read_tensors(path))
     model = ZooGroupViTModel(ZooGroupViTConfig(prompt_templates=list(PROMPT_TEMPLATES))).eval()
     model.model.load_state_dict(state_dict)
     processor = ZooGroupViTProcessor(ZooGroupViTImageProcessor(), clip_tokenizer())

@@ -31,7 +31,9 @@ def test_an_official_file_becomes_a_folder_with_its_licence(tmp_path):
 
 def test_a_file_with_other_objects_than_tensors_is_refused_without_running_them(tmp_path):
     torch.save({"model": {}, "config": Settings()}, tmp_path / "old.pth")
-    with pytest.raises(ValueError, match=r"holds more than tensors \(.*Settings\).*save its 'model' entry alone"):
-        script.read_pth(tmp_path / "old.pth")
+    with pytest.raises(
+        ValueError, match=r"holds more than tensors \(.*Settings\).*save its 'state_dict' or 'model' entry alone"
+    ):
+        script.read_tensors(tmp_path / "old.pth")
     with pytest.raises(FileNotFoundError, match="does not exist"):
-        script.read_pth(tmp_path / "none.pth")
+        script.read_tensors(tmp_path / "none.pth")

@@ -21,9 +21,9 @@ from grouping_zoo.evaluation.scenes import (
     segmenter_settings,
 )
 from grouping_zoo.evaluation.segmentation import (
-    adjusted_rand_index,
     evaluate_segmentation,
     evaluate_zero_shot_scenes,
+    mean_adjusted_rand_index,
     present_class_accuracy,
 )
 from grouping_zoo.evaluation.zero_shot import ZeroShotSegmenter
@@ -104,16 +104,16 @@ def test_nothing_to_evaluate_and_shapes_that_differ_are_errors() -> None:
         evaluate_segmentation(lambda image: torch.zeros(2, 9, 8), [(torch.zeros(1), random_labels(0, 2))], NAMES)
 
 
-def test_adjusted_rand_index_is_the_mean_of_scikit_learns() -> None:
+def test_mean_adjusted_rand_index_is_the_mean_of_scikit_learns() -> None:
     groups, truth = random_labels(0, 5), random_labels(1, 3)
     expected = [adjusted_rand_score(t.flatten(), g.flatten()) for g, t in zip(groups, truth, strict=True)]
-    assert adjusted_rand_index(groups, truth) == pytest.approx(np.mean(expected))
+    assert mean_adjusted_rand_index(groups, truth) == pytest.approx(np.mean(expected))
 
 
-def test_adjusted_rand_index_ignores_which_number_a_group_has() -> None:
+def test_mean_adjusted_rand_index_ignores_which_number_a_group_has() -> None:
     truth = random_labels(0, 3)
-    assert adjusted_rand_index((truth + 1) % 3 + 10, truth) == pytest.approx(1)
-    assert adjusted_rand_index(torch.zeros_like(truth), truth) == pytest.approx(0)
+    assert mean_adjusted_rand_index((truth + 1) % 3 + 10, truth) == pytest.approx(1)
+    assert mean_adjusted_rand_index(torch.zeros_like(truth), truth) == pytest.approx(0)
 
 
 def test_present_class_accuracy_counts_any_object_that_is_there() -> None:

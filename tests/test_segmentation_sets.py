@@ -198,7 +198,7 @@ def test_another_layout_is_answered_with_the_expected_one(tmp_path: Path, kind: 
 
 def test_unfit_specs_and_folders_are_refused(tmp_path: Path) -> None:
     for spec in ("voc", "scenes:here", "cityscapes:DIR", "", "voc:"):
-        with pytest.raises(ValueError, match=r"data: expected one of scenes, digits, voc:DIR, .*hub:NAME, got"):
+        with pytest.raises(ValueError, match=r"data: expected one of scenes, digits, photos, voc:DIR, .*hub:NAME, got"):
             open_segmentation_set(spec)
     with pytest.raises(FileNotFoundError, match=r"expected a folder, but .*nowhere is none"):
         open_segmentation_set(f"voc:{tmp_path / 'nowhere'}")

@@ -110,14 +110,14 @@ class StoredImages(ImageSource):
         self.corrupt = CorruptImages() if corrupt is None else corrupt
 
     @abstractmethod
-    def _open(self, index: int) -> LabelledImage:
+    def read_one(self, index: int) -> LabelledImage:
         """Return an image, or raise a ValueError or FileNotFoundError if it cannot be read."""
 
     def _read(self, epoch: int, index: int) -> LabelledImage:
         for offset in range(len(self)):
             number = (index + offset) % len(self)
             try:
-                sample = self._open(number)
+                sample = self.read_one(number)
             except (ValueError, FileNotFoundError) as error:
                 self.corrupt.skip(f"{self.name}, image {number}", error)
             else:
@@ -165,7 +165,8 @@ class FolderImages(StoredImages):
     def __len__(self) -> int:
         return len(self.files)
 
-    def _open(self, index: int) -> LabelledImage:
+    def read_one(self, index: int) -> LabelledImage:
+        """See `StoredImages`."""
         label = None if self.labels is None else int(self.labels[index])
         return LabelledImage(open_image(self.folder / str(self.files[index])), label)
 
@@ -205,7 +206,8 @@ class TableImages(StoredImages):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def _open(self, index: int) -> LabelledImage:
+    def read_one(self, index: int) -> LabelledImage:
+        """See `StoredImages`."""
         row: dict[str, Any] = self.rows[index]
         stored, name = row[self.image_column], f"{self.name}, row {index}"
         if stored is None:

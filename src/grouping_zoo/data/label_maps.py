@@ -39,7 +39,8 @@ class MaskedImages(StoredImages):
     def _mask(self, index: int) -> np.ndarray:
         """Return the mask of an image, (H, W) uint8, or raise a ValueError or FileNotFoundError."""
 
-    def _open(self, index: int) -> LabelledImage:
+    def read_one(self, index: int) -> LabelledImage:
+        """See `StoredImages`."""
         image, mask = open_image(str(self.images[index])), self._mask(index)
         if mask.shape != (image.height, image.width):
             raise ValueError(

@@ -85,7 +85,7 @@ class SegmentationSet(ImageSource):
                 yield index, self.source[index]
                 continue
             try:
-                sample = self.source._open(index)
+                sample = self.source.read_one(index)
             except (ValueError, FileNotFoundError) as error:
                 self.source.corrupt.skip(f"{self.name}, image {index}", error)
                 continue

@@ -92,8 +92,9 @@ def segmentation_covering(prediction: LabelMap, truth: LabelMap, ignore_index: i
 def adjusted_rand_index(prediction: LabelMap, truth: LabelMap, ignore_index: int | None = None) -> float:
     """Agreement about which pairs of pixels belong together, in per cent: 100 the same partition, 0 chance.
 
-    Hubert and Arabie (1985), Comparing Partitions. Unlike `grouping_zoo.evaluation.segmentation.adjusted_rand_index`,
-    which takes batches and has 1 for the same partition, this one leaves void pixels out.
+    Hubert and Arabie (1985), Comparing Partitions. Unlike `mean_adjusted_rand_index` of
+    `grouping_zoo.evaluation.segmentation`, which takes batches and has 1 for the same partition, this one leaves void
+    pixels out.
     """
     contingency(prediction, truth, ignore_index)  # checks both maps
     predicted, true = label_array("prediction", prediction), label_array("truth", truth)

@@ -56,7 +56,7 @@ def evaluate_segmentation(
     return {"miou": float(iou.nanmean()), "pixel_accuracy": 100 * correct / counted, **named}
 
 
-def adjusted_rand_index(groups: Tensor, truth: Tensor) -> float:
+def mean_adjusted_rand_index(groups: Tensor, truth: Tensor) -> float:
     """Mean adjusted Rand index of label maps (B, H, W) against true regions; 1 is the same partition, 0 is chance."""
     metric = AdjustedRandScore()
     scores = [float(metric(g.flatten(), t.flatten())) for g, t in zip(groups.cpu(), truth.cpu(), strict=True)]
@@ -103,7 +103,7 @@ def evaluate_zero_shot_scenes(
         for batch in batches:
             images = batch["images"]
             hits += len(images) * present_class_accuracy(classify(images).cpu(), batch["present"])
-            rand += len(images) * adjusted_rand_index(group(images), batch["instances"])
+            rand += len(images) * mean_adjusted_rand_index(group(images), batch["instances"])
             images_seen += len(images)
             yield images, batch["mask"]
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import timm
 import torch
 import torch.nn.functional as F
 from timm.models import get_model_args, get_model_input_config, save_for_hf
@@ -34,12 +33,9 @@ from transformers.utils import can_return_tuple
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.base import ZooPreTrainedModel, hub_arguments
 from grouping_zoo.hf.image_processing import ZooImageProcessor
+from grouping_zoo.models.by_name import WEIGHT_SOURCES, create_by_name
 from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX, SEGMENTATION_PREFIX
 
-# Arguments of timm that fetch weights: a configuration may be a stranger's, and shall reach nothing but the network.
-WEIGHT_SOURCES = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_backbone", "checkpoint_path", "cache_dir"}
-)
 INPUT_DESCRIPTION = (
     "input_size",
     "fixed_input_size",
@@ -112,19 +108,8 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: for an architecture of another family, or arguments that it does not take.
         """
-        known = timm.list_models(module=self.network_module)
-        if self.architecture not in known:
-            raise ValueError(f"architecture: expected one of {', '.join(known)}, got {self.architecture!r}")
-        arguments = self.model_args or {}
-        if sources := sorted(WEIGHT_SOURCES & set(arguments)):
-            raise ValueError(f"model_args: {', '.join(sources)} would load weights; remove it")
         description = {key: value for key, value in (self.pretrained_cfg or {}).items() if key in INPUT_DESCRIPTION}
-        try:
-            return timm.create_model(
-                self.architecture, pretrained_cfg_overlay=description, **{**arguments, "num_classes": num_classes}
-            )
-        except TypeError as error:
-            raise ValueError(f"model_args: {self.architecture} does not take them: {error}") from None
+        return create_by_name(self.architecture, self.network_module, self.model_args or {}, num_classes, description)
 
     @classmethod
     def of_network(cls, network: Any, class_names: Sequence[str] | None = None) -> "ZooVisionConfig | None":

@@ -6,15 +6,16 @@ Shape legend: B batch, T text tokens, S segments, C tower width, D joint width.
 import math
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.models import groupvit
+from grouping_zoo.models.by_name import create_by_name
 from grouping_zoo.models.text_encoder import TextEncoder
 
+FAMILY = groupvit.__name__.rpartition(".")[2]
 MAX_LOGIT_SCALE = 100.0
 
 
@@ -64,7 +65,7 @@ class ImageTextModel(nn.Module):
         projection_batch_norm: bool = True,
     ) -> None:
         super().__init__()
-        self.vision = _create_vision(architecture, model_args or {})
+        self.vision = create_by_name(architecture, FAMILY, model_args or {}, 0, {})
         try:
             self.text = TextEncoder(**(text_args or {}))
         except TypeError as error:
@@ -117,17 +118,3 @@ class ImageTextModel(nn.Module):
         """The factor on cosine similarities, at most 100."""
         logarithm = self.multi_label_logit_scale if multi_label else self.logit_scale
         return logarithm.exp().clamp(max=MAX_LOGIT_SCALE)
-
-
-def _create_vision(architecture: str, model_args: dict[str, Any]) -> nn.Module:
-    """Builds the vision tower; the name may come from a downloaded configuration, so nothing but a name is taken."""
-    known = timm.list_models(module=groupvit.__name__.rpartition(".")[2])
-    if architecture not in known:
-        raise ValueError(f"architecture: expected one of {', '.join(known)}, got {architecture!r}")
-    sources = sorted({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path"} & set(model_args))
-    if sources:
-        raise ValueError(f"model_args: {', '.join(sources)} would load weights while the network is built; remove it")
-    try:
-        return timm.create_model(architecture, **{**model_args, "num_classes": 0})
-    except TypeError as error:
-        raise ValueError(f"model_args: {architecture} does not take them: {error}") from None
