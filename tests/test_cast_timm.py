@@ -353,6 +353,8 @@ def test_bad_superpixels_are_refused(superpixels: Tensor, message: str) -> None:
         (dict(num_clusters=(8, 4, 2, 0)), r"num_clusters: expected 4 numbers of at least 1.*got \(8, 4, 2, 0\)"),
         (dict(embed_dim=36, num_heads=3), "embed_dim: expected a multiple of 8, for the stem, got 36"),
         (dict(num_heads=5), "embed_dim: expected a multiple of 5, for num_heads, got 32"),
+        (dict(num_heads=0), "embed_dim and num_heads: expected at least 1, got 32 and 0"),
+        (dict(superpixel_size=0), "superpixel_size: expected at least 1 pixel, got 0"),
         (dict(global_pool="avg"), "global_pool: expected 'token' or '', got 'avg'"),
         (dict(centroids="first"), "centroids: expected one of .*got 'first'"),
     ],

@@ -417,6 +417,30 @@ def test_wrong_paths(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     mistake(run("segment", *model), "IMAGE_OR_FOLDER", "see grouping-zoo segment --help")
     mistake(run("eval", checkpoint, "--out", tmp_path / "file"), "--out", "got the file")
     mistake(run("eval", checkpoint, "--images", "0"), "--images", "at least 1")
+    mistake(run("segment", "", *model, "--out", tmp_path / "out"), "images", "got an empty one")
+    mistake(run("segment", tmp_path / "photo.png", "--model", ""), "model: '' is no folder")
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_folders_that_cannot_be_made_are_told_before_the_work(
+    run: Run, checkpoint: Path, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = mistake(run("eval", checkpoint, option, tmp_path / "file" / "deeper"), f"{option}: expected a folder")
+    assert line.endswith(f"got the file {tmp_path / 'file'}; choose another name")
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    mistake(run("eval", checkpoint, option, tmp_path / "new" / "deeper"), f"{option}: ", "read-only", "choose another")
+
+
+def test_a_checkpoint_that_cannot_be_fetched_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(name: str) -> None:
+        raise OSError("Check your internet connection")
+
+    monkeypatch.setattr("grouping_zoo.hf.checkpoint_folder.open_checkpoint", offline)
+    photo().save(tmp_path / "photo.png")
+    mistake(run("segment", tmp_path / "photo.png", "--model", "user/name"), "user/name: expected", "connection")
 
 
 def test_models_that_cannot_be_opened(run: Run, checkpoint: Path, tmp_path: Path) -> None:

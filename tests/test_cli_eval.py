@@ -126,14 +126,42 @@ def test_compare_needs_two_models_with_a_task_in_common(run: Run, cast: Path) ->
 
 
 def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
-    mistake(run("eval", cast, "--data", "vok:there"), "expected one of scenes, digits, voc:DIR", "vok:there")
+    mistake(run("eval", cast, "--data", "vok:there"), "expected one of scenes, digits, photos, voc:DIR", "vok:there")
     mistake(run("eval", cast, "--data", f"folder:{tmp_path}"), "folder")
     mistake(run("eval", cast, "--data", "digits", "--task", "top1"), "got also zero, one, two")
     mistake(run("eval", cast, "--data", "scenes", "--split", "test"), "split", "'test'")
+    mistake(run("eval", cast, "--split", "train", "--task", "knn", *QUICK), "--train-split", "another part", "'train'")
     result = run("eval", checkpoint, "--data", "digits", "--task", "zero-shot-cls", *QUICK)
     assert result.code == 0
     assert "note: " in result.err
     assert "zero, one, two" in result.err
+
+
+@pytest.mark.parametrize(
+    ("switches", "words"),
+    [
+        (("--task", ","), ["--task", "expected names", "got ','"]),
+        (("--task", "knn,foo"), ["--task: expected some of top1, knn", "got 'foo'"]),
+        (("--preset", "linear=sweep,"), ["--preset", "TASK=NAME"]),
+        (("--seed", -1), ["--seed", "from 0 to 4294967295", "'-1'"]),
+        (("--seed", 10**20), ["--seed", "from 0 to 4294967295"]),
+        (("--workers", -1), ["--workers", "at least 0", "'-1'"]),
+        (("--size", 100_000), ["--size: expected at most 4096 pixels, got 100000; lower it"]),
+    ],
+)
+def test_wrong_switches(run: Run, switches: tuple[Any, ...], words: list[str]) -> None:  # noqa: F811
+    mistake(run("eval", "--all", *switches), *words)
+
+
+def test_a_timm_model_whose_weights_cannot_be_fetched_is_named(
+    run: Run,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def offline(name: str, **_: Any) -> None:
+        raise FileNotFoundError("Please check your connection")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    mistake(run("eval", "resnet18"), "resnet18: expected a model of timm's with weights", "check your connection")
 
 
 def test_images_that_cannot_be_read_are_named_at_the_end(run: Run, cast: Path, tmp_path: Path) -> None:  # noqa: F811

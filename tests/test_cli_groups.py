@@ -140,11 +140,12 @@ def test_no_image_is_overwritten(run: Run, cast: Path, tmp_path: Path) -> None:
         (("--groups", "8"), ["--groups", "has no such setting", "--clusters"]),
         (("--head", "1"), ["--head", "has no such setting"]),
         (("--level", "5"), ["--level: expected -5 to 4, got 5"]),
-        (("--level", "fine"), ["--level", "'fine'"]),
+        (("--level", "fine"), ["--level", "expected a whole number, got 'fine'"]),
+        (("--device", "meta"), ["--device", "got 'meta'", "try cpu"]),
         (("--clusters", "8,4"), ["num_clusters: expected 4 numbers", "(8, 4)"]),
         (("--clusters", "8,4,,1"), ["--clusters", "with commas", "'8,4,,1'"]),
         (("--groups", "0"), ["--groups", "at least 1"]),
-        (("--size", "31"), ["size: expected at least 32 pixels, got 31"]),
+        (("--size", "31"), ["size: expected at least 32 pixels, got 31; raise size"]),
         (("--size", "2000"), ["size: expected at most 1000000 pixels", "lower size"]),
     ],
 )
@@ -230,6 +231,12 @@ def test_one_head_of_a_layer_with_fewer_groups(run: Run, tmp_path: Path, monkeyp
     assert files(out) == ["photo.json", "photo_groups.png", "photo_level1_labels.png"]
     np.testing.assert_array_equal(labels(out, "photo_level1")[100, 12::25], (np.arange(12) + 3) % 4)
     assert record(out, "photo")["settings"] == {"size": 64, "level": None, "num_groups": 4, "layer": 2, "head": 1}
+
+
+def test_too_many_groups_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = segment(run, Stripes(), tmp_path, monkeypatch, "--groups", 10**9)
+    mistake(result, "--groups: expected at most 4096, got 1000000000; lower it")
+    assert not (tmp_path / "out").exists()
 
 
 def test_attention_of_tokens_is_a_picture_of_its_own(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

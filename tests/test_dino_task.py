@@ -133,5 +133,20 @@ def test_published_recipes_are_the_published_ones(name: str) -> None:
 def test_wrong_settings_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"objective.momentun is no setting; did you mean objective.momentum"):
         short(tmp_path, "objective.momentun=0.9")
-    with pytest.raises(ValueError, match="num_prototypes: expected more than 0, got 0"):
-        short(tmp_path, "objective.num_prototypes=0").build()
+    for number in (0, 1):
+        with pytest.raises(ValueError, match=f"num_prototypes: expected at least 2, .* got {number}"):
+            short(tmp_path, f"objective.num_prototypes={number}").build()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["evaluation.split=test"], "split: expected one of .*got 'test'"),
+        (["evaluation.split=train"], "evaluation.split: expected another one than data.split, got train for both"),
+        (["model.architecture=vt_fpn_nano", "model.model_args={}"], "one feature an image, got vt_fpn_nano"),
+        (["model.architecture=pgt_nano.foo"], "model: expected an architecture .*got pgt_nano.foo and .*tag"),
+    ],
+)
+def test_mistakes_are_told_before_the_training(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        short(tmp_path, *overrides).build()

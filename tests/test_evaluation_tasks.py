@@ -271,6 +271,20 @@ def test_classes_that_do_not_fit_are_named() -> None:
         matched_classes(unnamed, 2, ["ant", "bee", "cat"])
 
 
+def test_training_images_must_be_others_of_the_same_classes(tmp_path: Path) -> None:
+    names = ("ant", "bee")
+    folder = grey_folder(tmp_path, names)
+    same = EvaluationSet(spec=f"folder:{folder}", split="train")
+    with pytest.raises(ValueError, match="--train-split: expected another part than --split, got 'train' for both"):
+        NearestNeighbours().run(context_of(subject_of(ClassInCorner(names, names)), same))
+    (folder / "train" / "ant").rename(folder / "train" / "cat")
+    other = EvaluationSet(spec=f"folder:{folder}")
+    with pytest.raises(
+        ValueError, match="--train-split: expected the 2 classes of --split=validation, got 2 or others"
+    ):
+        NearestNeighbours().run(context_of(subject_of(ClassInCorner(names, names)), other))
+
+
 # --- images that cannot be read, and the cache ----------------------------------------------------------------------
 
 

@@ -149,6 +149,11 @@ def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
         open_images("hub", str(tmp_path))
 
 
+def test_an_unknown_source_is_refused() -> None:
+    with pytest.raises(ValueError, match="source: expected one of scenes, photos, folder, hub, got 'foldr'"):
+        open_images("foldr", "somewhere")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("source", "path"), [("scenes", "somewhere"), ("folder", None), ("hub", None)])
 def test_source_and_path_must_fit(source, path) -> None:
     with pytest.raises(ValueError, match=f"path: expected .* with source={source}, got {path}"):

@@ -166,7 +166,9 @@ def test_the_loss_of_any_timm_model_falls(name: str, arguments: dict[str, int]) 
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("settings", [dict(temperature=0.0), dict(momentum=1.0), dict(momentum=-0.1)])
+@pytest.mark.parametrize(
+    "settings", [dict(temperature=0.0), dict(momentum=1.0), dict(momentum=-0.1), dict(hidden_dim=0)]
+)
 def test_wrong_settings_are_named(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))}: expected"):
         _objective(**settings)

@@ -150,11 +150,10 @@ def test_images_in_class_folders_train_and_judge_a_vision_transformer(tmp_path: 
 
 
 def test_images_without_classes_cannot_be_judged(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    recipe = short(
-        tmp_path / "run", "data.source=folder", f"data.path={tmp_path}", "data.split=null", "evaluation.split=null"
-    )
-    task = recipe.build()
+    for part in ("train", "validation"):
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / part / "a.png")
+    task = short(tmp_path / "run", "data.source=folder", f"data.path={tmp_path}").build()
     with pytest.raises(ValueError, match=r"evaluation.train_images: expected labelled images"):
         task.evaluate(task.network)
 
@@ -186,6 +185,8 @@ def test_published_recipes_are_the_published_ones(name: str, images: int, epochs
     [
         (["data.source=folder"], "data.path: expected a folder or name with data.source=folder, got None"),
         (["evaluation.train_images=0"], "expected both above 0, or both 0 for no evaluation, got 0 and 12"),
+        (["evaluation.neighbours=0"], "evaluation.neighbours: expected at least 1, got 0"),
+        (["evaluation.temperature=0"], "evaluation.temperature: expected more than 0, got 0"),
         (["views.crop_scale=[0.5,0.1]"], "crop_scale"),
         (["view.flip=0"], r"view.* is no setting; did you mean views"),
         (["objective.momentun=0.9"], "objective.momentun is no setting; did you mean objective.momentum"),

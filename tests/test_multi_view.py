@@ -158,6 +158,7 @@ def test_a_single_view_is_the_centre_with_its_masks() -> None:
     [
         (TwoViewConfig, dict(crop_scale=(0.5, 0.1)), "crop_scale: expected 0 < smallest"),
         (TwoViewConfig, dict(blur=(1.0, 1.1)), "blur: expected probabilities"),
+        (TwoViewConfig, dict(blur_sigma=(2.0, 0.1)), "blur_sigma: expected 0 < smallest <= largest"),
         (TwoViewConfig, dict(grayscale=-0.1), "grayscale: expected probabilities"),
         (MultiCropConfig, dict(local_scale=(0.0, 0.4)), "local_scale: expected 0 < smallest"),
         (MultiCropConfig, dict(num_local=-1), "num_local, local_size: expected at least 0 and 1"),

@@ -189,6 +189,9 @@ def test_bad_numbers_are_refused(kwargs: dict[str, Any], message: str) -> None:
     [
         (dict(depths=(1, 1)), r"depths and group_dims: expected one entry a block .* got \(1, 1\) and \(6, 8, 12\)"),
         (dict(depths=(1, 0, 1)), "depths of at least 1"),
+        (dict(embed_dim=0), "embed_dim: expected at least 1, got 0"),
+        (dict(num_heads=0), "num_heads: expected at least 1, got 0"),
+        (dict(group_dims=(6, 0, 12)), r"group_dims: expected widths of at least 1, got \(6, 0, 12\)"),
         (dict(seeding="uniform"), "seeding: expected one of"),
         (dict(global_pool="avg"), "global_pool: expected 'map' or '', got 'avg'"),
         (dict(feature_heads=3), "feature_dim: expected a multiple of the pooling's 3 heads, got 16"),

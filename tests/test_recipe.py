@@ -113,6 +113,8 @@ def test_wrong_file_is_an_error_that_names_it(tmp_path: Path, text: str, message
         (RunConfig, {"ema_decay": 1.0}),
         (RunConfig, {"keep_checkpoints": 0}),
         (RunConfig, {"validate_every": 0}),
+        (RunConfig, {"seed": 2**32}),
+        (RunConfig, {"output_dir": __file__}),
     ],
 )
 def test_impossible_setting_is_refused_by_name(cls: type, settings: dict[str, object]) -> None:

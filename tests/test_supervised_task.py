@@ -360,6 +360,7 @@ def test_advanced_recipe_is_the_published_one() -> None:
     ("target", "overrides", "message"),
     [
         ("class", ["data.max_objects=3"], "data.max_objects: expected 1 with target=class"),
+        ("mask", ["data.source=photos"], "data.source: expected images with masks with target=mask, got photos"),
         ("mask", ["objective.label_smoothing=0.1"], "objective: expected nothing with target=mask"),
         ("class", ["augmentation.crop_scale=[0.5,0.1]"], "augmentation.crop_scale"),
         ("class", ["augmentation.color_jitter=[0,0,0,0.9]"], "augmentation.color_jitter"),
@@ -379,6 +380,8 @@ def test_wrong_settings_are_named(target: str, overrides: list[str], message: st
         ("class", ["model.architecture=vt_fpn_nano", "model.model_args={}"], "expected a classifier with target=class"),
         ("mask", ["model.architecture=resnet18", "model.model_args={}"], "expected a VT-FPN or semantic FPN with"),
         ("mask", ["augmentation.policy=auto_augment"], "augmentation.policy: expected null with target=mask"),
+        ("class", ["evaluation.split=test"], "split: expected one of .*got 'test'"),
+        ("mask", ["evaluation.split=train"], "evaluation.split: expected another one than data.split"),
         ("class", ["objective.distillation_weight=0.5"], "distillation_weight and teacher: set both"),
     ],
 )

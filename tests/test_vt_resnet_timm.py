@@ -404,6 +404,8 @@ def test_compiled_model_gives_the_same(case: str) -> None:
         (dict(layers=(1, 0, 1)), "layers of at least 1 block"),
         (dict(num_modules=0), "num_modules: expected at least 1, got 0"),
         (dict(num_tokens=0), "num_tokens: expected at least 1, got 0"),
+        (dict(token_dim=0), "token_dim: expected at least 1, got 0"),
+        (dict(map_dim=0), "map_dim: expected at least 1, got 0"),
         (dict(tokenizer="recurrent"), "tokenizer: expected one of .*got 'recurrent'"),
         (dict(token_relation="mlp"), "token_relation: expected one of .*got 'mlp'"),
         (dict(global_pool="max"), "global_pool: expected 'avg' or '', got 'max'"),

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grouping_zoo.cli.files import all_or_nothing, as_json
-from grouping_zoo.cli.parsing import add_device_argument, add_label_arguments, count
+from grouping_zoo.cli.files import all_or_nothing, as_json, check_folder
+from grouping_zoo.cli.parsing import add_device_argument, add_label_arguments, count, name_list, process_count, seed
 from grouping_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from grouping_zoo.evaluation.tasks.subject import Subject
 
 CHECKPOINT, UNTRAINED, FLOOR = "checkpoint", "untrained", "all background"
+MAX_SIZE = 4096  # that models see of an image: more is a slip, and would fill the memory
 Pictures = dict[str, Callable[[], "Image.Image"]]
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     """On what, by which tasks and how models are judged."""
-    parser.add_argument("--task", type=_names, metavar="NAME,NAME,...", help="by which; default: all that fit")
+    parser.add_argument("--task", type=name_list, metavar="NAME,NAME,...", help="by which; default: all that fit")
     parser.add_argument(
         "--data",
         default="scenes",
@@ -49,7 +50,7 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-split", default="train", metavar="NAME", help="for neighbours, probes (%(default)s)")
     parser.add_argument("--images", type=count, metavar="N", help="to judge on; default: 500 scenes, all of other sets")
     parser.add_argument("--train-images", type=count, metavar="N", help="default: 1000 scenes, all of other sets")
-    parser.add_argument("--seed", type=int, default=0, help="of scenes, draws, untrained models (%(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of scenes, draws, untrained models (%(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="figures.json, figures.csv and pictures go here")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep image features here, to compute them once")
     parser.add_argument(
@@ -61,7 +62,9 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
         "pgt-ade20k; default: linear=sweep,dense-transfer=scenes",
     )
     parser.add_argument("--size", type=count, metavar="N", help="shorter side that the models see; default: their own")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (%(default)s)")
+    parser.add_argument(
+        "--workers", type=process_count, default=0, metavar="N", help="processes that read images (%(default)s)"
+    )
     add_device_argument(parser)
     text = parser.add_argument_group("models with text (GroupViT)")
     add_label_arguments(text)
@@ -110,13 +113,17 @@ class Judge:
     def __init__(self, options: argparse.Namespace) -> None:
         from grouping_zoo.cli.checkpoints import check_device
         from grouping_zoo.evaluation.distributed import Processes
-        from grouping_zoo.evaluation.tasks import check_presets
+        from grouping_zoo.evaluation.tasks import check_presets, check_tasks
         from grouping_zoo.evaluation.tasks.data import EvaluationSet
 
         if options.stride and not options.window:
             raise ValueError("--stride: expected only with --window, got it alone; add --window")
-        if options.out is not None and options.out.exists() and not options.out.is_dir():
-            raise ValueError(f"--out: expected a folder, got the file {options.out}; choose another name")
+        for option, folder in (("--out", options.out), ("--cache", options.cache)):
+            if folder is not None:
+                check_folder(option, folder)
+        if options.size is not None and options.size > MAX_SIZE:
+            raise ValueError(f"--size: expected at most {MAX_SIZE} pixels, got {options.size}; lower it")
+        check_tasks(options.task or ())
         check_presets(options.preset)
         for task in options.preset:
             if options.task is not None and task not in options.task:
@@ -306,12 +313,8 @@ def _pairs(column: "Column", task: str, x: str, y: str) -> list[tuple[float, flo
     return [(across[part], up[part]) for part in across]
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _presets(text: str) -> dict[str, str]:
-    chosen = dict(part.partition("=")[::2] for part in _names(text))
-    if not chosen or not all(chosen.values()):
+    chosen = dict(part.strip().partition("=")[::2] for part in text.split(","))
+    if not all(chosen.values()):
         raise argparse.ArgumentTypeError(f"expected TASK=NAME such as linear=cast-in1k, got {text!r}")
     return chosen

@@ -4,6 +4,8 @@ import argparse
 import math
 from typing import NoReturn
 
+MAX_SEED = 2**32 - 1
+
 
 class Parser(argparse.ArgumentParser):
     """Wrong arguments become a `ValueError`, so that they are reported as every mistake is."""
@@ -28,6 +30,36 @@ def counts(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(
             f"expected whole numbers of at least 1 with commas between them, got {text!r}"
         ) from None
+
+
+def whole(text: str) -> int:
+    """A whole number, negative ones too."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
+def seed(text: str) -> int:
+    """A whole number that all random generators take."""
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to {MAX_SEED}, got {text!r}")
+    return int(text)
+
+
+def process_count(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def name_list(text: str) -> list[str]:
+    """Names with commas between them, at least one."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names with commas between them, got {text!r}")
+    return found
 
 
 def share(text: str) -> float:

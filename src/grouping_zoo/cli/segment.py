@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from grouping_zoo.cli.files import all_or_nothing, as_json
-from grouping_zoo.cli.parsing import add_device_argument, add_label_arguments, count, counts
+from grouping_zoo.cli.files import all_or_nothing, as_json, check_folder
+from grouping_zoo.cli.parsing import add_device_argument, add_label_arguments, count, counts, whole
 from grouping_zoo.version import __version__
 
 DEFAULT_MODEL = "groupvit_nano_scenes"
@@ -64,12 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_label_arguments(text)
     groups = parser.add_argument_group("models without text (CAST, PGT, VT)")
     groups.add_argument(
-        "--level", type=int, metavar="N", help="this level alone: 0 the finest, -1 the coarsest; default: all"
+        "--level", type=whole, metavar="N", help="this level alone: 0 the finest, -1 the coarsest; default: all"
     )
     groups.add_argument("--clusters", type=counts, metavar="N,N,...", help="CAST: how many clusters each level has")
     groups.add_argument("--groups", type=count, metavar="N", help="PGT: how many groups")
-    groups.add_argument("--layer", type=int, metavar="N", help="PGT: the layer whose groups are shown")
-    groups.add_argument("--head", type=int, metavar="N", help="PGT: the head whose groups are shown; default: all")
+    groups.add_argument("--layer", type=whole, metavar="N", help="PGT: the layer whose groups are shown")
+    groups.add_argument("--head", type=whole, metavar="N", help="PGT: the head whose groups are shown; default: all")
     parser.epilog = (
         "Makes of photo.jpg, with text: photo_groups.png, photo_overlay.png (with a legend), photo_labels.png (0 "
         "background, 1 the first class, ...). Without text: photo_groups.png (the photo and its levels, fine to "
@@ -126,8 +126,9 @@ def _photos(items: Sequence[str], out: Path) -> list[Path]:
     """The images to read, each once; what an earlier run wrote into `out` is none of them."""
     from grouping_zoo.data.images import list_images
 
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out: expected a folder, got the file {out}; choose another name")
+    check_folder("--out", out)
+    if not all(items):  # as a shell makes of a variable that is not set; a path would take it for the current folder
+        raise ValueError("images: expected paths, got an empty one; give . for the current folder")
     found: dict[Path, Path] = {}
     for item in map(Path, items):
         if item.is_dir() and out.is_dir() and item.samefile(out):

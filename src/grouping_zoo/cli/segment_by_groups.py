@@ -24,6 +24,7 @@ TEXT_OPTIONS = ("classes", "threshold", "masks", "window", "stride")
 NUMBER_OPTIONS = {"clusters": "num_clusters", "groups": "num_groups"}
 PLACE_OPTIONS = {"layer": "layer", "head": "head"}
 CALL_OPTIONS = NUMBER_OPTIONS | PLACE_OPTIONS
+MAX_GROUPS = 4096  # of each head: more fit neither a picture nor, with a photo's many tokens, the memory
 
 
 class GroupsReader:
@@ -105,6 +106,8 @@ def _check_options(options: argparse.Namespace, known: Mapping[str, Any]) -> Non
                 f"--{option}: {options.model} has no text encoder, it groups but names nothing; leave it out, or "
                 "choose a GroupViT checkpoint: grouping-zoo list"
             )
+    if options.groups is not None and options.groups > MAX_GROUPS:
+        raise ValueError(f"--groups: expected at most {MAX_GROUPS}, got {options.groups}; lower it")
     offered = [f"--{option}" for option, argument in CALL_OPTIONS.items() if argument in known]
     for option, argument in CALL_OPTIONS.items():
         if getattr(options, option) is not None and argument not in known:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import datasets
 import numpy as np
@@ -245,9 +245,11 @@ def open_images(
         recolor: share of the scenes with their photo in other colours.
 
     Raises:
-        ValueError: for a source without path, a built-in one with a path, or no images.
+        ValueError: for an unknown source, one without path, a built-in one with a path, or no images.
         FileNotFoundError: if there is no such folder.
     """
+    if source not in get_args(Source):
+        raise ValueError(f"source: expected one of {', '.join(get_args(Source))}, got {source!r}; choose one of them")
     if (source in BUILT_IN) != (path is None):
         raise ValueError(
             f"path: expected {'None' if source in BUILT_IN else 'a folder or name'} with source={source}, got {path}"

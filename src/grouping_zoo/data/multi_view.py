@@ -41,6 +41,10 @@ class Photometry:
         _check_shares("flip", self.flip)
         _check_shares("color_jitter_probability", self.color_jitter_probability)
         _check_shares("grayscale", self.grayscale)
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError(
+                f"blur_sigma: expected 0 < smallest <= largest, got {self.blur_sigma}; set (0.1, 2.0), for example"
+            )
 
 
 @dataclass(kw_only=True)

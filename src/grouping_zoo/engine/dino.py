@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from grouping_zoo.data.multi_view import MultiCropConfig, multi_crop
-from grouping_zoo.engine.vision import VisionRecipe, VisionTask
+from grouping_zoo.engine.vision import VisionRecipe, VisionTask, check_gives_features
 from grouping_zoo.objectives.dino import Centering, DINOObjective
 
 
@@ -45,6 +45,7 @@ class DINOTask(VisionTask):
 
     def __init__(self, recipe: DINORecipe) -> None:
         super().__init__(recipe)
+        check_gives_features(self.network, recipe.model.architecture)
         self.objective = DINOObjective(self.network, **asdict(recipe.objective))
         self.dataset = multi_crop(self.source, recipe.data.image_size, self.tensors, recipe.views, recipe.run.seed)
 

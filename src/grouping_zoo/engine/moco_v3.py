@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from grouping_zoo.data.multi_view import TwoViewConfig, two_views
-from grouping_zoo.engine.vision import VisionRecipe, VisionTask
+from grouping_zoo.engine.vision import VisionRecipe, VisionTask, check_gives_features
 from grouping_zoo.objectives.moco_v3 import MoCoV3Objective
 
 
@@ -37,6 +37,7 @@ class MoCoV3Task(VisionTask):
 
     def __init__(self, recipe: MoCoV3Recipe) -> None:
         super().__init__(recipe)
+        check_gives_features(self.network, recipe.model.architecture)
         self.objective = MoCoV3Objective(self.network, **asdict(recipe.objective))
         self.dataset = two_views(self.source, recipe.data.image_size, self.tensors, recipe.views, recipe.run.seed)
 

@@ -153,8 +153,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation_steps", "log_every", "save_every", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        for name in ("seed", "num_workers"):
-            _require(getattr(self, name) >= 0, f"run.{name}", "0 or more", getattr(self, name))
+        _require(0 <= self.seed < 2**32, "run.seed", f"0 to {2**32 - 1}", self.seed)
+        _require(self.num_workers >= 0, "run.num_workers", "0 or more", self.num_workers)
+        _require(not Path(self.output_dir).is_file(), "run.output_dir", "a folder, not a file", self.output_dir)
         _require(
             self.batch_size % self.accumulation_steps == 0,
             "run.batch_size",

@@ -11,16 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
-from grouping_zoo.data.image_source import BUILT_IN
+from grouping_zoo.data.image_source import BUILT_IN, ImageSource
 from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews, Target
 from grouping_zoo.data.multi_view import SingleViews
-from grouping_zoo.engine.vision import EVALUATION_BATCH_SIZE, VisionRecipe, VisionTask, open_source, timm_source
+from grouping_zoo.engine.vision import (
+    EVALUATION_BATCH_SIZE,
+    VisionRecipe,
+    VisionTask,
+    check_splits,
+    open_source,
+    timm_source,
+)
 from grouping_zoo.evaluation.recognition import top_k_accuracy
 from grouping_zoo.evaluation.segmentation import evaluate_segmentation
 from grouping_zoo.models.vt_fpn import SemanticFPN
 from grouping_zoo.objectives.supervised import ClassificationObjective, SegmentationObjective
 
 IGNORE_INDEX = 255
+WITHOUT_MASKS = ("photos", "folder", "hub")
 
 
 @dataclass(kw_only=True)
@@ -66,6 +74,8 @@ class SupervisedRecipe(VisionRecipe):
         super().__post_init__()
         if self.target == "mask" and self.objective != ClassificationConfig():
             raise ValueError(f"objective: expected nothing with target=mask, got {self.objective}; leave it out")
+        if self.target == "mask" and self.data.source in WITHOUT_MASKS:
+            raise ValueError(f"data.source: expected images with masks with target=mask, got {self.data.source}")
         if self.target == "class" and self.data.source == "scenes" and self.data.max_objects != 1:
             raise ValueError(
                 f"data.max_objects: expected 1 with target=class, for a scene of several objects has no class, got "
@@ -130,17 +140,26 @@ class SupervisedTask(VisionTask):
         pairs: Iterator[tuple[Tensor, Tensor]] = ((batch["pixel_values"], batch["mask"]) for batch in loader)
         return evaluate_segmentation(predict, pairs, self.head_classes(), ignore_index=IGNORE_INDEX)
 
-    def _held_out(self) -> DataLoader[Any]:
-        data, settings, run = self.recipe.data, self.recipe.evaluation, self.recipe.run
+    def _check_evaluation(self) -> None:
+        if self.recipe.evaluation.images:
+            check_splits(self.recipe.data.split, self.recipe.evaluation.split)
+            self._held_out_source()
+
+    def _held_out_source(self) -> ImageSource:
+        data, settings = self.recipe.data, self.recipe.evaluation
         of_scenes = dict(length=settings.images, recolor=0.0) if data.source in BUILT_IN else {}
-        source = open_source(data, run.seed, split=settings.split, **of_scenes)
+        source = open_source(data, self.recipe.run.seed, split=settings.split, **of_scenes)
         if source.class_names != self.source.class_names:
             raise ValueError(
                 f"evaluation.split: expected the {len(self.source.class_names)} classes of data.split={data.split}, "
                 f"got {len(source.class_names)} or others in {settings.split}; give both parts the same classes"
             )
-        order = np.random.default_rng(run.seed).permutation(len(source))[: settings.images].tolist()
-        views = SingleViews(source, data.image_size, self.tensors)
+        return source
+
+    def _held_out(self) -> DataLoader[Any]:
+        recipe, run, source = self.recipe, self.recipe.run, self._held_out_source()
+        order = np.random.default_rng(run.seed).permutation(len(source))[: recipe.evaluation.images].tolist()
+        views = SingleViews(source, recipe.data.image_size, self.tensors)
         return DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
 
 
@@ -156,10 +175,10 @@ def open_teacher(name: str) -> Any:
         name: timm name, checkpoint folder, packaged checkpoint or hub name.
 
     Raises:
-        ValueError: if there is no such model, or none with weights.
+        ValueError: if there is no such model, or none with weights that can be read or fetched.
     """
     source = name if timm.is_model(name.split(".")[0]) else timm_source(name)
     try:
         return timm.create_model(source, pretrained=True)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"objective.teacher: expected a model with weights, got {name}: {error}") from None

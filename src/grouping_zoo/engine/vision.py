@@ -20,6 +20,7 @@ from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
 from grouping_zoo.hf.vision import publish
+from grouping_zoo.models.vt_fpn import SemanticFPN
 
 EVALUATION_BATCH_SIZE = 64
 
@@ -100,6 +101,10 @@ class EvaluationConfig:
                 f"evaluation.train_images, evaluation.test_images: expected both above 0, or both 0 for no evaluation, "
                 f"got {self.train_images} and {self.test_images}"
             )
+        if self.neighbours < 1:
+            raise ValueError(f"evaluation.neighbours: expected at least 1, got {self.neighbours}; set 20")
+        if self.temperature <= 0:
+            raise ValueError(f"evaluation.temperature: expected more than 0, got {self.temperature}; set 0.07")
 
 
 @dataclass(kw_only=True)
@@ -136,6 +141,7 @@ class VisionTask:
         self.source = open_source(recipe.data, recipe.run.seed)
         self.network = create_network(recipe.model, len(self.head_classes()), recipe.data.image_size)
         self.tensors = image_tensors(self.network)
+        self._check_evaluation()
 
     def head_classes(self) -> list[str]:
         """Classes of the network's head; none where it has no head."""
@@ -180,6 +186,12 @@ class VisionTask:
                 f"run.init_from: expected a checkpoint of {config.architecture} with the same arguments, got {source}, "
                 f"which does not fit: {reasons} ..."
             ) from None
+
+    def _check_evaluation(self) -> None:
+        """Opens the held-out images, so that a mistake in their settings does not end the training that leads there."""
+        if self.recipe.evaluation.train_images:
+            check_splits(self.recipe.data.split, self.recipe.evaluation.split)
+            self._labelled_parts()
 
     def _labelled_parts(self) -> tuple[ImageSource, ImageSource]:
         """Training and held-out images with labels."""
@@ -236,6 +248,19 @@ def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource
     return open_segmentation_set(f"{data.source}:{data.path}", settings["split"])
 
 
+def check_splits(train: str | None, held_out: str | None) -> None:
+    """Checks that a network is judged on other images than those that it learns from.
+
+    Raises:
+        ValueError: if both are the same part.
+    """
+    if train == held_out:
+        raise ValueError(
+            f"evaluation.split: expected another one than data.split, got {held_out} for both; name two parts, or "
+            "leave the evaluation out"
+        )
+
+
 def timm_source(checkpoint: str) -> str:
     """What timm calls a checkpoint folder, a packaged checkpoint or a hub name."""
     found = find_checkpoint(checkpoint)
@@ -257,9 +282,26 @@ def create_network(config: ModelConfig, num_classes: int, image_size: int) -> An
         network: Any = timm.create_model(name, num_classes=num_classes, **_network_arguments(config, image_size))
     except TypeError as error:
         raise ValueError(f"model.model_args: expected arguments of {name}, got {config.model_args}: {error}") from None
+    except RuntimeError as error:  # of timm on an unknown tag, of torch on sizes that nothing has
+        raise ValueError(
+            f"model: expected an architecture and arguments that fit it, got {name} and {config.model_args}: {error}"
+        ) from None
     channels = network.pretrained_cfg["input_size"][0]
     network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (channels, image_size, image_size)}
     return network
+
+
+def check_gives_features(network: Any, architecture: str) -> None:
+    """Checks that a network gives one feature an image.
+
+    Raises:
+        ValueError: of one that segments.
+    """
+    if isinstance(network, SemanticFPN):
+        raise ValueError(
+            f"model.architecture: expected a network with one feature an image, got {architecture}, which gives one a "
+            "pixel; choose another, or task: supervised with target: mask"
+        )
 
 
 def _network_arguments(config: ModelConfig, image_size: int) -> dict[str, Any]:

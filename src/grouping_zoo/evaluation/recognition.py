@@ -301,7 +301,10 @@ def _best_learning_rate(
     if len(rates) == 1:
         return rates[0]
     if len(features) < 2:
-        raise ValueError(f"train_features: expected at least 2 images to choose among {len(rates)} learning rates")
+        raise ValueError(
+            f"train_features: expected at least 2 images to choose among {len(rates)} learning rates, got 1; take more "
+            "training images, or settings with one learning rate"
+        )
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)).to(features.device)
     held, kept = order.tensor_split([max(1, round(settings.held_out * len(order)))])
     heads = _train_linear(features[kept], labels[kept], classes, rates, settings, seed)

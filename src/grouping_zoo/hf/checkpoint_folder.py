@@ -53,7 +53,7 @@ def find_checkpoint(name: str | Path) -> str:
         ValueError: if nothing fits, with the names that do.
     """
     text = os.fspath(name)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():  # a path would take an empty text for the current folder
         if not (Path(text) / "config.json").is_file():
             raise ValueError(f"{text}: expected a checkpoint folder, found no config.json in it")
         return text

@@ -142,6 +142,8 @@ class CAST(nn.Module):
         super().__init__()
         _check_pool(global_pool)
         _check_width(embed_dim, num_heads, len(stem_strides))
+        if superpixel_size < 1:
+            raise ValueError(f"superpixel_size: expected at least 1 pixel, got {superpixel_size}")
         if superpixel_method not in SUPERPIXEL_METHODS:
             raise ValueError(f"superpixel_method: expected one of {SUPERPIXEL_METHODS}, got {superpixel_method!r}")
         self.in_chans = in_chans
@@ -465,6 +467,8 @@ def _check_pool(global_pool: str) -> None:
 
 
 def _check_width(embed_dim: int, num_heads: int, num_convolutions: int) -> None:
+    if min(embed_dim, num_heads) < 1:
+        raise ValueError(f"embed_dim and num_heads: expected at least 1, got {embed_dim} and {num_heads}")
     for divisor, what in (
         (4, "the position code"),
         (num_heads, "num_heads"),

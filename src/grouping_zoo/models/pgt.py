@@ -124,6 +124,11 @@ class PGT(nn.Module):
                 "depths and group_dims: expected one entry a block in each, depths of at least 1, got "
                 f"{tuple(depths)} and {tuple(group_dims)}"
             )
+        for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if min(group_dims) < 1:
+            raise ValueError(f"group_dims: expected widths of at least 1, got {tuple(group_dims)}")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool

@@ -172,7 +172,8 @@ class VTResNet(nn.Module):
     ) -> None:
         super().__init__()
         _check_pool(global_pool)
-        _check_sizes(block, layers, channels, num_modules, num_tokens)
+        _check_block(block, layers, channels)
+        _check_sizes(num_modules=num_modules, num_tokens=num_tokens, token_dim=token_dim, map_dim=map_dim)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -399,7 +400,7 @@ def _check_pool(global_pool: str) -> None:
         raise ValueError(f"global_pool: expected 'avg' or '', got {global_pool!r}")
 
 
-def _check_sizes(block: str, layers: Sequence[int], channels: Sequence[int], num_modules: int, num_tokens: int) -> None:
+def _check_block(block: str, layers: Sequence[int], channels: Sequence[int]) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block: expected one of {tuple(BLOCKS)}, got {block!r}")
     if not layers or len(layers) != len(channels) or min(layers) < 1:
@@ -407,7 +408,10 @@ def _check_sizes(block: str, layers: Sequence[int], channels: Sequence[int], num
             f"layers and channels: expected one entry a stage, layers of at least 1 block, got {tuple(layers)} and "
             f"{tuple(channels)}"
         )
-    for name, value in (("num_modules", num_modules), ("num_tokens", num_tokens)):
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
 

@@ -122,8 +122,16 @@ class DINOObjective(nn.Module):
         entropy_images: int = 2,
     ) -> None:
         super().__init__()
+        if num_prototypes < 2:
+            raise ValueError(
+                f"num_prototypes: expected at least 2, for one alone tells nothing apart, got {num_prototypes}; "
+                "change num_prototypes"
+            )
+        if entropy_images < 0:
+            raise ValueError(f"entropy_images: expected 0 or more, got {entropy_images}; set 0 for none")
         _require_positive(
-            num_prototypes=num_prototypes,
+            hidden_dim=hidden_dim,
+            bottleneck_dim=bottleneck_dim,
             num_global_crops=num_global_crops,
             student_temperature=student_temperature,
             teacher_temperature=teacher_temperature,

@@ -48,6 +48,9 @@ class MoCoV3Objective(nn.Module):
         freeze_patch_embed: bool = False,
     ) -> None:
         super().__init__()
+        for name, width in (("hidden_dim", hidden_dim), ("out_dim", out_dim)):
+            if width < 1:
+                raise ValueError(f"{name}: expected at least 1, got {width}; change {name}")
         if temperature <= 0:
             raise ValueError(f"temperature: expected more than 0, got {temperature}; 0.2 is usual")
         if not 0 <= momentum < 1:

@@ -103,7 +103,7 @@ class PhotoGrouper:
 
     def __post_init__(self) -> None:
         if self.size < MIN_SIDE:
-            raise ValueError(f"size: expected at least {MIN_SIDE} pixels, got {self.size}")
+            raise ValueError(f"size: expected at least {MIN_SIDE} pixels, got {self.size}; raise size")
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> tuple[PhotoGrouping, dict[str, Tensor]]:

@@ -76,7 +76,9 @@ class PhotoSegmenter:
     def __post_init__(self) -> None:
         patch = max(self.segmenter.model.vision.patch_size)
         if self.size < patch:
-            raise ValueError(f"size: expected at least the model's patch of {patch} pixels, got {self.size}")
+            raise ValueError(
+                f"size: expected at least the model's patch of {patch} pixels, got {self.size}; raise size"
+            )
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> PhotoSegmentation:

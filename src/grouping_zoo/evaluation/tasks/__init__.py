@@ -51,6 +51,18 @@ def check_presets(presets: Mapping[str, str]) -> None:
             raise ValueError(f"--preset: expected for {task} one of {', '.join(PRESETS[task])}, got {name!r}")
 
 
+def check_tasks(names: Sequence[str]) -> None:
+    """Checks names of tasks.
+
+    Raises:
+        ValueError: for an unknown one, with those there are.
+    """
+    known = [task.name for task in TASKS]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--task: expected some of {', '.join(known)}, got {name!r}")
+
+
 def fitting_tasks(subject: Subject, data: EvaluationSet, names: Sequence[str] | None = None) -> list[Task]:
     """The tasks that a model can be judged by on some data.
 
@@ -62,10 +74,7 @@ def fitting_tasks(subject: Subject, data: EvaluationSet, names: Sequence[str] | 
     Raises:
         ValueError: for an unknown name, or a task that does not fit, with those that do.
     """
-    known = [task.name for task in TASKS]
-    for name in names or ():
-        if name not in known:
-            raise ValueError(f"--task: expected some of {', '.join(known)}, got {name!r}")
+    check_tasks(names or ())
     fitting = [task for task in TASKS if set(task.needs) & data.knows and task.fits(subject)]
     of_name = {task.name: task for task in fitting}
     reasons = {task.name: _reason(task, subject, data) for task in TASKS}

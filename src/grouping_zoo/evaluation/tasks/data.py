@@ -1,6 +1,7 @@
 """The images to judge on: training and held-out parts of a set, and what a network sees of them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -54,7 +55,15 @@ class EvaluationSet:
             part: which.
             size: (height, width) of scenes.
             single: scenes with one object, which have a class, instead of several.
+
+        Raises:
+            ValueError: for training images if the held-out ones are the same part, or of other classes.
         """
+        if part == "train" and self.train_split == self.split:
+            raise ValueError(
+                f"--train-split: expected another part than --split, got {self.split!r} for both; images that are "
+                "learned from are no test: name two parts"
+            )
         key = (part, size, single) if self.is_built_in else (part,)
         if key not in self._opened:  # large lists of files and annotations are read once
             self._opened[key] = open_segmentation_set(
@@ -65,7 +74,16 @@ class EvaluationSet:
                 seed=self.seed,
                 max_objects=1 if single else MAX_OBJECTS,
             )
+            if part == "train":
+                self._check_classes(self._opened[key].object_names)
         return self._opened[key]
+
+    def _check_classes(self, of_training: Sequence[str]) -> None:
+        if list(of_training) != self.class_names:
+            raise ValueError(
+                f"--train-split: expected the {len(self.class_names)} classes of --split={self.split}, got "
+                f"{len(of_training)} or others in {self.train_split}; give both parts the same classes"
+            )
 
     def count(self, part: Part) -> int | None:
         """How many images of a part are taken; None for all."""
@@ -86,7 +104,7 @@ class EvaluationSet:
         source = self.source("test", (32, 32), single=True)
         found = next(source.readable(range(len(source))), None)
         if found is None:
-            raise ValueError(f"--data: expected images in {self.spec}, got none; is the split empty?")
+            raise ValueError(f"--data: expected readable images in {self.spec}, got none; check the files")
         return source, found[1]
 
     @property

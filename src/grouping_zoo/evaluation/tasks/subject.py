@@ -170,11 +170,11 @@ def timm_subject(name: str, source: str, device: torch.device) -> Subject:
         device: where it shall be.
 
     Raises:
-        ValueError: if there are no weights of it.
+        ValueError: if there are no weights of it, or they cannot be fetched.
     """
     try:
         network: Any = timm.create_model(source, pretrained=True)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise ValueError(f"{name}: expected a model of timm's with weights: {error}; choose another one") from None
     return Subject(name=name, model=network.eval().to(device), network=network, processor=None, device=device)
 
