@@ -88,11 +88,25 @@ def test_vt_neck_relates_the_tokens_of_all_levels_and_projects_each_levels_own()
     for i in range(4):
         own = related[:, 3 * i : 3 * i + 3]
         expected, assignment = neck.projectors[i](laterals[i], own)
-        assert torch.allclose(found[i].features, expected, atol=1e-5)
+        assert torch.allclose(found[i].features, neck.norms[i](expected), atol=1e-5)
         assert torch.allclose(found[i].assignment, assignment, atol=1e-6)
         assert torch.allclose(found[i].tokens, own, atol=1e-6)
     maps[3] = maps[3] + 1
     assert not torch.allclose(neck(maps)[0], found[0].features), "the levels know of each other"
+
+
+def test_a_share_of_the_tokens_gradient_reaches_the_levels() -> None:
+    gradients = []
+    for share in (0.0, 0.25, 1.0):
+        model = small_model("vt", token_gradient=share)
+        maps = [level.detach().requires_grad_() for level in model._levels(images())]
+        levels = model.neck.forward_levels(maps)
+        sum(level.tokens.square().sum() for level in levels).backward(retain_graph=True)
+        gradients.append(maps[0].grad.clone())
+        assert torch.equal(levels[0].features, small_model("vt").neck(maps)[0]), "what is computed stays"
+    assert gradients[0].count_nonzero() == 0
+    assert gradients[2].count_nonzero() > 0
+    torch.testing.assert_close(gradients[1], 0.25 * gradients[2])
 
 
 @every_neck
@@ -248,6 +262,9 @@ def test_precisions_copies_and_other_inputs(neck: str) -> None:
         model(images(channels=1))
     with pytest.raises(ValueError, match="neck: expected 'vt' or 'fpn', got 'bifpn'"):
         small_model(neck, neck="bifpn")
+    for name in ("num_tokens", "token_dim", "dim", "head_dim"):
+        with pytest.raises(ValueError, match=f"{name}: expected at least 1, got 0"):
+            small_model(neck, **{name: 0})
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse=coarse))
         names = [name for group in groups.values() for name in group]

@@ -10,7 +10,8 @@ Wu et al., "Visual Transformers: Token-based Image Representation and Processing
 | neck="vt" | 8.2 G | 8.5 G | 2.0 G | 2.0 G |
 
 VT-FPN's count leaves room for 1x1 convolutions to 256 channels, which are 7.5 G of it, and for 8 tokens a level only
-when each level takes up its own tokens; keys and queries are 256 wide, as Eq. 5 has them.
+when each level takes up its own tokens; keys and queries are 256 wide, as Eq. 5 has them. Where the paper is silent: a
+BatchNorm follows each level, as it follows the plain pyramid's convolutions.
 
 Shape legend: B batch, (h_l, w_l) map of level l, 0 the finest, D pyramid channels, L tokens a level, C_T their width.
 """
@@ -73,14 +74,27 @@ class VTLevel(NamedTuple):
 
 
 class VTNeck(nn.Module):
-    """Tokens of every level, one transformer over all of them, and back onto each level (Figure 4)."""
+    """Tokens of every level, one transformer over all of them, and back onto each level (Figure 4).
 
-    def __init__(self, in_channels: Sequence[int], dim: int, num_tokens: int, token_dim: int) -> None:
+    Args:
+        in_channels: of each level.
+        dim: D.
+        num_tokens: L.
+        token_dim: C_T.
+        token_gradient: share of the tokens' gradient that reaches the levels that they are made of.
+    """
+
+    def __init__(
+        self, in_channels: Sequence[int], dim: int, num_tokens: int, token_dim: int, token_gradient: float = 1.0
+    ) -> None:
         super().__init__()
+        self.token_gradient = token_gradient
         self.laterals = _lateral_convolutions(in_channels, dim)
         self.tokenizers = nn.ModuleList(FilterTokenizer(dim, token_dim, num_tokens) for _ in in_channels)
         self.transformer = TokenTransformer(token_dim)
         self.projectors = nn.ModuleList(TokenProjector(dim, dim, token_dim, key_dim=dim) for _ in in_channels)
+        # What all pixels of all images are told alike goes, as after the plain pyramid's convolutions.
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in in_channels)
         for projector in self.projectors:
             # Fresh tokens tell all pixels nearly the same, louder than the levels tell what is there: they start mute.
             if isinstance(projector.value, Projection):
@@ -89,14 +103,15 @@ class VTNeck(nn.Module):
     def forward_levels(self, maps: Sequence[Tensor]) -> list[VTLevel]:
         """See `forward`, with the tokens and where they lie."""
         laterals = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
-        pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, laterals, strict=True)]
+        sources = [x.detach() + self.token_gradient * (x - x.detach()) for x in laterals]
+        pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, sources, strict=True)]
         related = self.transformer(torch.cat([tokens for tokens, _ in pooled], dim=1))  # (B, levels * L, C_T)
         levels = []
-        for x, (_, attention), tokens, projector in zip(
-            laterals, pooled, related.chunk(len(laterals), dim=1), self.projectors, strict=True
+        for x, (_, attention), tokens, projector, norm in zip(
+            laterals, pooled, related.chunk(len(laterals), dim=1), self.projectors, self.norms, strict=True
         ):
             features, assignment = projector(x, tokens)
-            levels.append(VTLevel(features, tokens, attention, assignment))
+            levels.append(VTLevel(norm(features), tokens, attention, assignment))
         return levels
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
@@ -151,6 +166,8 @@ class SemanticFPN(nn.Module):
         dim: D.
         num_tokens: L; of neck "vt".
         token_dim: C_T; of neck "vt".
+        token_gradient: share of the tokens' gradient that reaches the levels that they are made of; of neck "vt". At 1
+            short trainings from scratch go by the tokens, which know little yet, rather than by the pixels.
         head_dim: channels of the head.
         in_chans: input channels.
         num_classes: classes of a pixel; 0 for none.
@@ -169,6 +186,7 @@ class SemanticFPN(nn.Module):
         dim: int = 256,
         num_tokens: int = 8,
         token_dim: int = 1024,
+        token_gradient: float = 1.0,
         head_dim: int = 128,
         in_chans: int = 3,
         num_classes: int = 171,
@@ -177,6 +195,9 @@ class SemanticFPN(nn.Module):
         super().__init__()
         if neck not in ("vt", "fpn"):
             raise ValueError(f"neck: expected 'vt' or 'fpn', got {neck!r}")
+        for name, size in (("num_tokens", num_tokens), ("token_dim", token_dim), ("dim", dim), ("head_dim", head_dim)):
+            if size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
         _check_backbone(backbone, backbone_args or {})
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -186,7 +207,7 @@ class SemanticFPN(nn.Module):
         )
         channels = self.backbone.feature_info.channels()
         self.neck: PlainNeck | VTNeck = (
-            VTNeck(channels, dim, num_tokens, token_dim) if neck == "vt" else PlainNeck(channels, dim)
+            VTNeck(channels, dim, num_tokens, token_dim, token_gradient) if neck == "vt" else PlainNeck(channels, dim)
         )
         self.head: nn.Module = SemanticHead(dim, head_dim, len(channels))
         self.head_drop = nn.Dropout2d(drop_rate)
@@ -379,7 +400,8 @@ _NANO_ARGS: dict[str, Any] = dict(
     dim=64,
     num_tokens=8,
     token_dim=192,
-    head_dim=32,
+    token_gradient=0.1,
+    head_dim=64,
 )
 
 
