@@ -22,7 +22,7 @@ from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupV
 from grouping_zoo.data import images
 from grouping_zoo.data.scenes import CLASSES, Scenes
 from grouping_zoo.data.tokenization import train_tokenizer
-from grouping_zoo.hf.checkpoint_folder import save_checkpoint
+from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints, save_checkpoint
 from grouping_zoo.version import __version__
 
 THRESHOLD = 0.02
@@ -522,6 +522,19 @@ def test_info_describes_a_checkpoint_so_that_it_can_be_opened(run: Run, checkpoi
         opened[door] = eval(expression, scope)
     image = torch.zeros(1, 3, 64, 64)
     torch.testing.assert_close(opened["timm"].eval()(image), opened["transformers"].model.vision(image))
+
+
+@pytest.mark.parametrize("name", packaged_checkpoints())
+def test_what_info_says_of_a_packaged_checkpoint_opens_it_with_its_head(name: str, run: Run) -> None:
+    lines = dict(line.split("  ", 1) for line in run("info", name).out.splitlines())
+    described = {key.strip(): value.strip() for key, value in lines.items()}
+    for door in ("timm", "transformers"):
+        scope: dict[str, Any] = {}
+        *statements, expression = described[door].split("; ")
+        exec("; ".join(statements), scope)
+        opened = eval(expression, scope)
+        if "none" not in described["classes"] and door == "transformers" and not name.startswith("groupvit"):
+            assert ", ".join(opened.config.id2label.values()) == described["classes"]
 
 
 def test_info_describes_an_architecture_without_weights(run: Run) -> None:

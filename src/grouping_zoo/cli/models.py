@@ -73,6 +73,7 @@ def _print_architecture(name: str) -> None:
 
 def _print_checkpoint(name: str, source: str) -> None:
     from grouping_zoo.cli.checkpoints import has_text, open_model
+    from grouping_zoo.hf.checkpoint_folder import fitting_auto_class
 
     model, processor = open_model(name, "cpu")
     network, text = model.model, has_text(model, processor)
@@ -82,6 +83,7 @@ def _print_checkpoint(name: str, source: str) -> None:
     door = f"local-dir:{source}" if at_home else f"hf-hub:{source}"
     shape = model.config.pretrained_cfg["input_size"]
     parts = ", ".join(f"{part} {_parameters(child):,}" for part, child in network.named_children()) if text else ""
+    auto = fitting_auto_class(type(model).__name__).__name__
     command = f"grouping-zoo segment photo.jpg --model {name}" + ' --classes "cat, coffee cup"' * text
     _print_table(
         {
@@ -97,7 +99,7 @@ def _print_checkpoint(name: str, source: str) -> None:
         | {
             "weights": f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)" if at_home else f"{source} on the hub",
             "timm": f'import grouping_zoo, timm; timm.create_model("{door}", pretrained=True)',
-            "transformers": f'import grouping_zoo, transformers; transformers.AutoModel.from_pretrained("{source}")',
+            "transformers": f'import grouping_zoo, transformers; transformers.{auto}.from_pretrained("{source}")',
             "command line": command,
         }
     )

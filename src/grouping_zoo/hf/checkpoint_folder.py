@@ -92,10 +92,14 @@ def open_checkpoint(name: str | Path) -> tuple[PreTrainedModel, ProcessorMixin |
     """
     source = find_checkpoint(name)
     config = AutoConfig.from_pretrained(source)
-    written = (config.architectures or [""])[0]
-    auto_class = next((auto for end, auto in HEADS.items() if written.endswith(end)), AutoModel)
+    auto_class = fitting_auto_class((config.architectures or [""])[0])
     processor = AutoProcessor if config.model_type == ZooGroupViTConfig.model_type else AutoImageProcessor
     return auto_class.from_pretrained(source).eval(), processor.from_pretrained(source)
+
+
+def fitting_auto_class(class_name: str) -> Any:
+    """transformers' Auto class that opens a checkpoint of a class with the head that it has."""
+    return next((auto for end, auto in HEADS.items() if class_name.endswith(end)), AutoModel)
 
 
 def save_checkpoint(folder: Path, model: PreTrainedModel, processor: ProcessorMixin, card: str) -> None:
