@@ -103,7 +103,9 @@ class VTNeck(nn.Module):
     def forward_levels(self, maps: Sequence[Tensor]) -> list[VTLevel]:
         """See `forward`, with the tokens and where they lie."""
         laterals = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
-        sources = [x.detach() + self.token_gradient * (x - x.detach()) for x in laterals]
+        sources = laterals
+        if self.token_gradient != 1 and torch.is_grad_enabled():
+            sources = [x.detach() + self.token_gradient * (x - x.detach()) for x in laterals]
         pooled = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, sources, strict=True)]
         related = self.transformer(torch.cat([tokens for tokens, _ in pooled], dim=1))  # (B, levels * L, C_T)
         levels = []
