@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.multi_view import SingleViews
-from grouping_zoo.engine.vision import image_tensors, timm_source
+from grouping_zoo.data.multi_view import SingleViews, image_tensors
 from grouping_zoo.evaluation.group_analysis import (
     accuracy_by_groups,
     accuracy_picture,
@@ -26,6 +25,7 @@ from grouping_zoo.evaluation.group_analysis import (
     entropy_picture,
     mean_entropies,
 )
+from grouping_zoo.hf.checkpoint_folder import timm_source
 
 ENTROPY_BATCHES = 2
 

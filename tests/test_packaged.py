@@ -10,8 +10,7 @@ from torch.utils.data import default_collate
 
 import grouping_zoo
 from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.multi_view import SingleViews
-from grouping_zoo.engine.vision import image_tensors
+from grouping_zoo.data.multi_view import SingleViews, image_tensors
 from grouping_zoo.evaluation.recognition import top_k_accuracy
 from grouping_zoo.evaluation.segmentation import evaluate_segmentation
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint

@@ -13,8 +13,7 @@ from torch.utils.data import default_collate
 
 import grouping_zoo.models.pgt  # noqa: F401 - registers the models
 from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.multi_view import SingleViews
-from grouping_zoo.engine.vision import image_tensors
+from grouping_zoo.data.multi_view import SingleViews, image_tensors
 from grouping_zoo.evaluation.recognition import knn_accuracy
 from zoo import with_random_weights
 

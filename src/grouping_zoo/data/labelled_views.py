@@ -110,4 +110,4 @@ class LabelledViews(Dataset[dict[str, Any]]):
             else:
                 view, mask = self.transform(found.image, tv_tensors.Mask(torch.from_numpy(found.mask)))
                 rest = {"mask": mask.as_subclass(torch.Tensor).long()}
-        return {"pixel_values": self.tensors.pixels(F.pil_to_tensor(view)), **rest}
+        return {**self.tensors.inputs(F.pil_to_tensor(view)), **rest}

@@ -110,6 +110,11 @@ class ImageTensors:
     superpixel_method: SuperpixelMethod | None = None
     superpixel_size: int = 16
 
+    def inputs(self, view: Tensor) -> dict[str, Tensor]:
+        """(3, H, W) uint8 -> "pixel_values", and "superpixels" where they are made."""
+        found = {"pixel_values": self.pixels(view)}
+        return found if self.superpixel_method is None else found | {"superpixels": self.superpixels(view)}
+
     def pixels(self, view: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (3, H, W) float32, normalised."""
         return F.normalize(F.to_dtype(view, torch.float32, scale=True), list(self.mean), list(self.std))
@@ -119,6 +124,27 @@ class ImageTensors:
         assert self.superpixel_method is not None
         number = max(1, round(view.shape[-2] * view.shape[-1] / self.superpixel_size**2))
         return make_superpixels(view[None], number, self.superpixel_method).labels[0]
+
+
+def image_tensors(
+    network: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> ImageTensors:
+    """What a network takes of an image: normalised pixels, and superpixels if it groups them.
+
+    Args:
+        network: a timm model.
+        mean: of each channel; what its `pretrained_cfg` says if omitted.
+        std: likewise.
+    """
+    description = network.pretrained_cfg
+    method = getattr(network, "superpixel_method", None)
+    size = {} if method is None else {"superpixel_size": network.superpixel_size}
+    return ImageTensors(
+        mean=tuple(description["mean"] if mean is None else mean),
+        std=tuple(description["std"] if std is None else std),
+        superpixel_method=method,
+        **size,
+    )
 
 
 class MultiViewImages(Dataset[dict[str, Any]]):
@@ -238,9 +264,7 @@ class SingleViews(Dataset[dict[str, Any]]):
     def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
         found = self.source[key]
         view = F.pil_to_tensor(self._crop(found.image, InterpolationMode.BICUBIC))
-        sample: dict[str, Any] = {"pixel_values": self.tensors.pixels(view)}
-        if self.tensors.superpixel_method is not None:
-            sample["superpixels"] = self.tensors.superpixels(view)
+        sample: dict[str, Any] = dict(self.tensors.inputs(view))
         if found.label is not None:
             sample["label"] = found.label
         return sample | self._masks(found)

@@ -1,29 +1,26 @@
 """The task "supervised": any timm model trained on the classes of images, or a feature pyramid on those of pixels."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
 
 from grouping_zoo.data.image_source import BUILT_IN, ImageSource
 from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews, Target
-from grouping_zoo.data.multi_view import SingleViews
 from grouping_zoo.engine.vision import (
-    EVALUATION_BATCH_SIZE,
     VisionRecipe,
     VisionTask,
+    check_classes,
     check_splits,
     open_source,
-    timm_source,
 )
 from grouping_zoo.evaluation.recognition import top_k_accuracy
 from grouping_zoo.evaluation.segmentation import evaluate_segmentation
+from grouping_zoo.hf.checkpoint_folder import timm_source
 from grouping_zoo.models.vt_fpn import SemanticFPN
 from grouping_zoo.objectives.supervised import ClassificationObjective, SegmentationObjective
 
@@ -95,6 +92,8 @@ class SupervisedTask(VisionTask):
 
     def __init__(self, recipe: SupervisedRecipe) -> None:
         super().__init__(recipe)
+        # Mixup blends pixels, not superpixels: the network makes its own.
+        self.tensors = replace(self.tensors, superpixel_method=None)
         is_pyramid, wanted = isinstance(self.network, SemanticFPN), recipe.target == "mask"
         if is_pyramid != wanted:
             raise ValueError(
@@ -127,7 +126,7 @@ class SupervisedTask(VisionTask):
         if not self.recipe.evaluation.images:
             return {}
         device = next(model.parameters()).device
-        loader = self._held_out()
+        loader = self.judged_batches(self._held_out(), self.recipe.evaluation.images)
         if self.recipe.target == "class":
             found = [(model(batch["pixel_values"].to(device)).float().cpu(), batch["label"]) for batch in loader]
             logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
@@ -143,24 +142,14 @@ class SupervisedTask(VisionTask):
     def _check_evaluation(self) -> None:
         if self.recipe.evaluation.images:
             check_splits(self.recipe.data.split, self.recipe.evaluation.split)
-            self._held_out_source()
+            self._held_out()
 
-    def _held_out_source(self) -> ImageSource:
+    def _held_out(self) -> ImageSource:
         data, settings = self.recipe.data, self.recipe.evaluation
         of_scenes = dict(length=settings.images, recolor=0.0) if data.source in BUILT_IN else {}
         source = open_source(data, self.recipe.run.seed, split=settings.split, **of_scenes)
-        if source.class_names != self.source.class_names:
-            raise ValueError(
-                f"evaluation.split: expected the {len(self.source.class_names)} classes of data.split={data.split}, "
-                f"got {len(source.class_names)} or others in {settings.split}; give both parts the same classes"
-            )
+        check_classes(self.source, source, data.split, settings.split)
         return source
-
-    def _held_out(self) -> DataLoader[Any]:
-        recipe, run, source = self.recipe, self.recipe.run, self._held_out_source()
-        order = np.random.default_rng(run.seed).permutation(len(source))[: recipe.evaluation.images].tolist()
-        views = SingleViews(source, recipe.data.image_size, self.tensors)
-        return DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
 
 
 def _objective_arguments(config: ClassificationConfig) -> dict[str, Any]:

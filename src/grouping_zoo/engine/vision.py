@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from grouping_zoo.data.image_source import BUILT_IN, ImageSource, open_images
-from grouping_zoo.data.multi_view import ImageTensors, SingleViews
+from grouping_zoo.data.multi_view import SingleViews, image_tensors
 from grouping_zoo.data.segmentation_sets import open_segmentation_set
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
-from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
+from grouping_zoo.hf.checkpoint_folder import timm_source, zoo_models
 from grouping_zoo.hf.vision import publish
 from grouping_zoo.models.vt_fpn import SemanticFPN
 
@@ -204,19 +204,19 @@ class VisionTask:
             )
         else:
             train, test = self.source, open_source(recipe.data, recipe.run.seed, split=settings.split)
-        if train.class_names != test.class_names:
-            raise ValueError(
-                f"evaluation.split: expected the {len(train.class_names)} classes of data.split={recipe.data.split}, "
-                f"got {len(test.class_names)} or others in {settings.split}; give both parts the same classes"
-            )
+        check_classes(train, test, recipe.data.split, settings.split)
         return train, test
 
-    def _features(self, model: nn.Module, source: ImageSource, number: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of a source's images, or of so many of them."""
+    def judged_batches(self, source: ImageSource, number: int) -> DataLoader[Any]:
+        """A source's images as they are judged, or so many of them, drawn by chance."""
         run = self.recipe.run
         order = np.random.default_rng(run.seed).permutation(len(source))[:number].tolist()
         views = SingleViews(source, self.recipe.data.image_size, self.tensors)
-        loader = DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
+        return DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
+
+    def _features(self, model: nn.Module, source: ImageSource, number: int) -> tuple[Tensor, Tensor]:
+        """Features and labels of a source's images, or of so many of them."""
+        loader = self.judged_batches(source, number)
         labels: list[Tensor] = []
 
         def batches() -> Iterator[dict[str, Tensor]]:
@@ -261,10 +261,17 @@ def check_splits(train: str | None, held_out: str | None) -> None:
         )
 
 
-def timm_source(checkpoint: str) -> str:
-    """What timm calls a checkpoint folder, a packaged checkpoint or a hub name."""
-    found = find_checkpoint(checkpoint)
-    return f"{'local-dir' if Path(found).is_dir() else 'hf-hub'}:{found}"
+def check_classes(train: ImageSource, held_out: ImageSource, train_split: str | None, split: str | None) -> None:
+    """Checks that the numbers of the classes mean the same in both parts.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    if train.class_names != held_out.class_names:
+        raise ValueError(
+            f"evaluation.split: expected the {len(train.class_names)} classes of data.split={train_split}, got "
+            f"{len(held_out.class_names)} or others in {split}; give both parts the same classes"
+        )
 
 
 def create_network(config: ModelConfig, num_classes: int, image_size: int) -> Any:
@@ -308,20 +315,6 @@ def _network_arguments(config: ModelConfig, image_size: int) -> dict[str, Any]:
     """The recipe's, and for models that take images of one size only, that size."""
     sizes = {"img_size": image_size} if get_pretrained_cfg(config.architecture).fixed_input_size else {}
     return sizes | config.model_args
-
-
-def image_tensors(network: Any) -> ImageTensors:
-    """What a network takes of an image: normalised pixels, and superpixels if it groups them."""
-    description = network.pretrained_cfg
-    mean, std = tuple(description["mean"]), tuple(description["std"])
-    if not hasattr(network, "superpixel_method"):
-        return ImageTensors(mean=mean, std=std)
-    return ImageTensors(
-        mean=mean,
-        std=std,
-        superpixel_method=network.superpixel_method,
-        superpixel_size=network.superpixel_size,
-    )
 
 
 def model_card(recipe: VisionRecipe, method: str, auto_class: str) -> str:

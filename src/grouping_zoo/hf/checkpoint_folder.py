@@ -75,6 +75,12 @@ def find_checkpoint(name: str | Path) -> str:
     )
 
 
+def timm_source(checkpoint: str) -> str:
+    """What timm calls a checkpoint folder, a packaged checkpoint or a hub name."""
+    found = find_checkpoint(checkpoint)
+    return f"{'local-dir' if Path(found).is_dir() else 'hf-hub'}:{found}"
+
+
 def zoo_models() -> list[str]:
     """timm names of every architecture of this package."""
     return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("grouping_zoo.")]

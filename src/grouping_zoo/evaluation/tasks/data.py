@@ -182,9 +182,7 @@ class EvaluationImages(Dataset[dict[str, Any] | Unreadable]):
             return Unreadable(name, self.source.corrupt.reasons[name] if self.source.corrupt is not None else name)
         found = read[1]
         view = F.pil_to_tensor(self._view(found.image, self.resampling))
-        sample: dict[str, Any] = {"index": index, "pixel_values": self.tensors.pixels(view)}
-        if self.tensors.superpixel_method is not None:
-            sample["superpixels"] = self.tensors.superpixels(view)
+        sample: dict[str, Any] = {"index": index, **self.tensors.inputs(view)}
         if found.label is not None:
             sample["label"] = found.label
         return sample | {name: self._mask(mask) for name, mask in _masks(found).items()}

@@ -13,10 +13,10 @@ from huggingface_hub import hf_hub_download
 from timm.models import get_model_args
 from torch import Tensor
 
-from grouping_zoo.data.multi_view import ImageTensors
+from grouping_zoo.data.multi_view import ImageTensors, image_tensors
 from grouping_zoo.data.tokenization import make_tokenize
 from grouping_zoo.grouping import Grouping
-from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
+from grouping_zoo.hf.checkpoint_folder import find_checkpoint, timm_source, zoo_models
 from grouping_zoo.models.image_text import ImageTextModel
 
 
@@ -58,9 +58,7 @@ class Subject:
         mean, std = self.description["mean"], self.description["std"]
         if self.towers is not None:
             mean, std = self.processor.image_processor.image_mean, self.processor.image_processor.image_std
-        method = getattr(self.network, "superpixel_method", None)
-        size = {} if method is None else {"superpixel_size": self.network.superpixel_size}
-        return ImageTensors(mean=tuple(mean), std=tuple(std), superpixel_method=method, **size)
+        return image_tensors(self.network, mean, std)
 
     @torch.no_grad()
     def call(self, function: Callable[..., Any], batch: dict[str, Any]) -> Any:
@@ -147,7 +145,7 @@ def plain_timm_source(name: str) -> str | None:
     config = _configuration(found)
     if config is None or "model_type" in config:
         return None
-    return f"local-dir:{found}" if Path(found).is_dir() else f"hf-hub:{found}"
+    return timm_source(found)
 
 
 def _configuration(checkpoint: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from grouping_zoo.data.image_source import ImageSource, LabelledImage
 from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews
-from grouping_zoo.data.sampling import EndlessSampler, SampleKey
+from grouping_zoo.data.sampling import EndlessSampler
 from grouping_zoo.evaluation.dense_transfer import (
     DENSE_TRANSFERS,
     TransferSettings,
@@ -161,7 +161,7 @@ def _training_loader(context: Context, settings: TransferSettings) -> DataLoader
     data = context.data
     source = data.source("train", context.size, single=False)
     order = data.order(source, "train").tolist()
-    views = _TrainingViews(
+    views = LabelledViews(
         _Chosen(source, order),
         context.size[0],
         context.subject.tensors,
@@ -185,18 +185,6 @@ class _Chosen(ImageSource):
 
     def _read(self, epoch: int, index: int) -> LabelledImage:
         return self.source[self.numbers[index]]
-
-
-class _TrainingViews(LabelledViews):
-    """Views with their superpixels, where the network takes them: made by the processes that read."""
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
-        sample = super().__getitem__(key)
-        if self.tensors.superpixel_method is not None:
-            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.tensors.mean, self.tensors.std))
-            view = ((sample["pixel_values"] * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-            sample["superpixels"] = self.tensors.superpixels(view)
-        return sample
 
 
 # --- both -----------------------------------------------------------------------------------------------------------
