@@ -306,8 +306,8 @@ class ZooVisionModel(ZooVisionPreTrainedModel):
         )
 
 
-class ZooForImageClassification(ZooVisionPreTrainedModel):
-    """An image network with its linear head."""
+class ZooOwnHeadModel(ZooVisionPreTrainedModel):
+    """An image network with the head that it brings along."""
 
     def __init__(self, config: ZooVisionConfig) -> None:
         super().__init__(config, config.num_labels or 0)
@@ -319,6 +319,10 @@ class ZooForImageClassification(ZooVisionPreTrainedModel):
 
     def _init_head(self) -> None:
         self.model.reset_classifier(self.config.num_labels)
+
+
+class ZooForImageClassification(ZooOwnHeadModel):
+    """An image network with its linear head."""
 
     @can_return_tuple
     def forward(

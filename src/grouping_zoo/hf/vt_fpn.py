@@ -12,12 +12,11 @@ from transformers.utils import can_return_tuple
 
 from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import (
+    ZooOwnHeadModel,
     ZooSemanticSegmenterOutput,
     ZooVisionConfig,
-    ZooVisionPreTrainedModel,
     segmentation_loss,
 )
-from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX
 
 
 class VTFPNConfig(ZooVisionConfig):
@@ -32,21 +31,10 @@ class VTFPNConfig(ZooVisionConfig):
     architecture: str = "vt_fpn_resnet50"
 
 
-class VTFPNForSemanticSegmentation(ZooVisionPreTrainedModel):
+class VTFPNForSemanticSegmentation(ZooOwnHeadModel):
     """VT-FPN, or the plain pyramid, on any timm backbone; the segmentation head is the network's own."""
 
     config_class = VTFPNConfig
-
-    def __init__(self, config: VTFPNConfig) -> None:
-        super().__init__(config, config.num_labels or 0)
-        self.post_init()
-
-    @property
-    def _head_prefix(self) -> str:
-        return f"{NETWORK_PREFIX}{self.config.classifier}."
-
-    def _init_head(self) -> None:
-        self.model.reset_classifier(self.config.num_labels)
 
     @can_return_tuple
     def forward(
