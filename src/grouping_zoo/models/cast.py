@@ -33,6 +33,7 @@ from grouping_zoo.models.cast_parts import (
     init_linear,
     sincos_position_code,
 )
+from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
 
 __all__ = ["CAST"]
@@ -490,22 +491,7 @@ def _check_clusters(num_clusters: Sequence[int], num_stages: int) -> tuple[int, 
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return (
-        dict(
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=None,
-            crop_pct=0.875,
-            interpolation="bicubic",
-            fixed_input_size=False,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            first_conv="patch_embed.proj.0",
-            classifier="head",
-            license="apache-2.0",
-        )
-        | kwargs
-    )
+    return COMMON_CFG | dict(num_classes=1000, first_conv="patch_embed.proj.0") | kwargs
 
 
 default_cfgs = generate_default_cfgs(

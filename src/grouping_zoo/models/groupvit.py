@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.conv_stem import ConvStem
 from grouping_zoo.layers.token_assignment import AssignmentMode, GroupingBlock, TokenMixer
+from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.groupvit_checkpoint import checkpoint_filter_fn
 from grouping_zoo.models.packaged import packaged_weights
 
@@ -464,22 +465,7 @@ def _make_stem(
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return (
-        dict(
-            num_classes=0,
-            input_size=(3, 224, 224),
-            pool_size=None,
-            crop_pct=1.0,
-            interpolation="bicubic",
-            fixed_input_size=False,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            first_conv="patch_embed.proj",
-            classifier="head",
-            license="apache-2.0",
-        )
-        | kwargs
-    )
+    return COMMON_CFG | dict(crop_pct=1.0) | kwargs
 
 
 default_cfgs = generate_default_cfgs(

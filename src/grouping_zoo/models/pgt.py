@@ -22,7 +22,9 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.attention_pooling import AttentionPooling
 from grouping_zoo.layers.multi_grouping import Entropies, GroupingLayer, MultiGrouping, Seeding
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
+from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
+from grouping_zoo.models.sizes import check_sizes
 
 __all__ = ["PGT"]
 
@@ -124,9 +126,7 @@ class PGT(nn.Module):
                 "depths and group_dims: expected one entry a block in each, depths of at least 1, got "
                 f"{tuple(depths)} and {tuple(group_dims)}"
             )
-        for name, value in (("embed_dim", embed_dim), ("num_heads", num_heads)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}")
+        check_sizes(embed_dim=embed_dim, num_heads=num_heads)
         if min(group_dims) < 1:
             raise ValueError(f"group_dims: expected widths of at least 1, got {tuple(group_dims)}")
         self.in_chans = in_chans
@@ -462,22 +462,7 @@ def _groups_of_layers(num_groups: Groups, depths: Sequence[int]) -> tuple[int, .
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return (
-        dict(
-            num_classes=0,
-            input_size=(3, 224, 224),
-            pool_size=None,
-            crop_pct=0.875,
-            interpolation="bicubic",
-            fixed_input_size=False,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            first_conv="patch_embed.proj",
-            classifier="head",
-            license="apache-2.0",
-        )
-        | kwargs
-    )
+    return COMMON_CFG | kwargs
 
 
 default_cfgs = generate_default_cfgs(

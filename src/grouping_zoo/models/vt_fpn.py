@@ -32,8 +32,10 @@ from grouping_zoo.layers.token_projector import TokenProjector
 from grouping_zoo.layers.token_relation import TokenTransformer
 from grouping_zoo.layers.visual_tokenizer import FilterTokenizer, Projection
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
+from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
 from grouping_zoo.models.pretrained_backbone import BackboneSource, load_backbone
+from grouping_zoo.models.sizes import check_sizes
 
 __all__ = ["SemanticFPN"]
 
@@ -197,9 +199,7 @@ class SemanticFPN(nn.Module):
         super().__init__()
         if neck not in ("vt", "fpn"):
             raise ValueError(f"neck: expected 'vt' or 'fpn', got {neck!r}")
-        for name, size in (("num_tokens", num_tokens), ("token_dim", token_dim), ("dim", dim), ("head_dim", head_dim)):
-            if size < 1:
-                raise ValueError(f"{name}: expected at least 1, got {size}")
+        check_sizes(num_tokens=num_tokens, token_dim=token_dim, dim=dim, head_dim=head_dim)
         _check_backbone(backbone, backbone_args or {})
         self.in_chans = in_chans
         self.num_classes = num_classes
@@ -366,18 +366,14 @@ def _lateral_convolutions(in_channels: Sequence[int], dim: int) -> nn.ModuleList
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
     return (
-        dict(
+        COMMON_CFG
+        | dict(
             num_classes=171,
             input_size=(3, 512, 512),
-            pool_size=None,
             crop_pct=1.0,
             interpolation="bilinear",
-            fixed_input_size=False,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
             first_conv="backbone.conv1",
             classifier="classifier",
-            license="apache-2.0",
         )
         | kwargs
     )

@@ -43,8 +43,10 @@ from grouping_zoo.layers.visual_tokenizer import (
     make_tokenizer,
 )
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
+from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
 from grouping_zoo.models.pretrained_backbone import BackboneSource, load_backbone
+from grouping_zoo.models.sizes import check_sizes
 
 __all__ = ["VTResNet"]
 
@@ -173,7 +175,7 @@ class VTResNet(nn.Module):
         super().__init__()
         _check_pool(global_pool)
         _check_block(block, layers, channels)
-        _check_sizes(num_modules=num_modules, num_tokens=num_tokens, token_dim=token_dim, map_dim=map_dim)
+        check_sizes(num_modules=num_modules, num_tokens=num_tokens, token_dim=token_dim, map_dim=map_dim)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.global_pool = global_pool
@@ -410,32 +412,11 @@ def _check_block(block: str, layers: Sequence[int], channels: Sequence[int]) -> 
         )
 
 
-def _check_sizes(**sizes: int) -> None:
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-
-
 # --- variants -------------------------------------------------------------------------------------------------------
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return (
-        dict(
-            num_classes=1000,
-            input_size=(3, 224, 224),
-            pool_size=None,
-            crop_pct=0.875,
-            interpolation="bilinear",
-            fixed_input_size=False,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-            first_conv="conv1",
-            classifier="fc",
-            license="apache-2.0",
-        )
-        | kwargs
-    )
+    return COMMON_CFG | dict(num_classes=1000, interpolation="bilinear", first_conv="conv1", classifier="fc") | kwargs
 
 
 default_cfgs = generate_default_cfgs(
