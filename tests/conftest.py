@@ -12,34 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor
+from command import Run, caller
+from grouping_zoo import ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor
 from grouping_zoo.data.tokenization import train_tokenizer
 from grouping_zoo.hf.checkpoint_folder import save_checkpoint
+from two_towers import CAPTIONS, tiny_config
 from zoo import with_random_weights
 
 # One thread: sums, and so results to the last bit, do not depend on the number of cores.
 torch.set_num_threads(1)
-
-CAPTIONS = ["a photo of a cat", "a coffee cup on a table", "the handwritten digit seven", "a rocket, in the sky"]
-
-
-def tiny_config(**kwargs: object) -> ZooGroupViTConfig:
-    """Two towers that fit the tokenizer of `checkpoint_folder`."""
-    settings = dict(
-        architecture="groupvit_nano_patch4_64",
-        model_args=dict(
-            img_size=32,
-            embed_dim=32,
-            num_heads=2,
-            depths=(1, 1, 1),
-            num_group_tokens=(6, 4, 0),
-            num_output_groups=(6, 4, 0),
-        ),
-        text_args=dict(vocab_size=300, context_length=16, width=16, depth=2, num_heads=2, eos_token_id=2),
-        projection_dim=12,
-        projection_hidden_dim=24,
-    )
-    return ZooGroupViTConfig(**{**settings, **kwargs})
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +43,9 @@ def transformers_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCap
     caplog.set_level(logging.WARNING, "transformers")
     yield caplog
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Calls the command: `run("segment", path, "--out", folder)`."""
+    return caller(capsys)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from command import Run, mistake
 from grouping_zoo.data.sampling import EndlessSampler
 from grouping_zoo.evaluation.dense_transfer import (
     DENSE_TRANSFERS,
@@ -23,8 +24,7 @@ from grouping_zoo.evaluation.tasks import fitting_tasks
 from grouping_zoo.evaluation.tasks.data import EvaluationSet
 from grouping_zoo.evaluation.tasks.transfer import DenseTransfer
 from grouping_zoo.hf.pgt import PGTForSemanticSegmentation
-from test_cli import Run, mistake, run  # noqa: F401 - a fixture
-from test_evaluation_tasks import SCENES, ClassInCorner, Together, context_of, subject_of
+from judged import SCENES, ClassInCorner, Together, context_of, subject_of
 from zoo import with_random_weights
 
 TINY_CAST = dict(embed_dim=32, depths=(1, 1, 1, 1), superpixel_method="grid", num_classes=0)
@@ -306,7 +306,7 @@ def test_published_settings_are_for_their_models_and_size() -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def test_presets_on_the_command_line(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_presets_on_the_command_line(run: Run, tmp_path: Path) -> None:
     timm.models.save_for_hf(
         timm.create_model("test_vit", num_classes=3, img_size=64).eval(), str(tmp_path / "vit"), safe_serialization=True
     )

@@ -19,7 +19,6 @@ from grouping_zoo.evaluation.hierarchy import evaluate_hierarchy
 from grouping_zoo.evaluation.recognition import knn_accuracy
 from grouping_zoo.evaluation.scenes import evaluate_checkpoint_on_scenes, prompt_templates, segmenter_settings
 from grouping_zoo.evaluation.tasks import TASKS, fitting_tasks
-from grouping_zoo.evaluation.tasks.context import Context
 from grouping_zoo.evaluation.tasks.data import EvaluationImages, EvaluationSet
 from grouping_zoo.evaluation.tasks.grouping import Hierarchy
 from grouping_zoo.evaluation.tasks.labelling import _BoundaryMeans, all_background, at_size
@@ -34,10 +33,9 @@ from grouping_zoo.evaluation.tasks.subject import (
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.hf.vision import publish
+from judged import CPU, SCENES, ClassInCorner, Together, context_of, subject_of
 from zoo import with_random_weights
 
-CPU = torch.device("cpu")
-SCENES = EvaluationSet(images=7, train_images=20)
 TASK = {task.name: task for task in TASKS}
 
 
@@ -53,40 +51,6 @@ def cast(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = tmp_path_factory.mktemp("cast") / "cast"
     publish(network, folder, "# cast\n")
     return transformers_subject("cast", *open_checkpoint(folder), CPU)
-
-
-class ClassInCorner(nn.Module):
-    """Reads the class of an image, which shows it as the grey of all its pixels."""
-
-    pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3}  # noqa: RUF012
-
-    def __init__(self, names: tuple[str, ...], shown: tuple[str, ...]) -> None:
-        super().__init__()
-        self.num_classes = len(names)
-        self.pretrained_cfg = {**type(self).pretrained_cfg, "label_names": names}
-        self.outputs = torch.tensor([names.index(name) for name in shown])
-        self.calls = 0
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        number = (x.mean(dim=(1, 2, 3)) * 255 / 20).round().long()
-        return nn.functional.one_hot(number.clamp(max=len(self.outputs) - 1), len(self.outputs)).float()
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        scores = torch.zeros(len(x), self.num_classes)
-        return x if pre_logits else scores.index_copy(1, self.outputs, x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-def subject_of(network: Any, name: str = "made") -> Subject:
-    return Subject(name=name, model=network, network=network, processor=None, device=CPU)
-
-
-def context_of(subject: Subject, data: EvaluationSet = SCENES, **settings: Any) -> Context:
-    given = dict(subject=subject, data=data, processes=Processes(), size=subject.image_size)
-    return Context(**(given | settings))
 
 
 def grey_folder(folder: Path, names: tuple[str, ...], each: int = 3) -> Path:
@@ -359,22 +323,6 @@ class Numbers(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any] | Unreadable:
         return Unreadable(f"image {index}", "torn") if index % 5 == 3 else {"number": index}
-
-
-class Together(Processes):
-    """One of several processes, here a thread."""
-
-    def __init__(self, number: int, count: int, barrier: threading.Barrier, board: list[Any]) -> None:
-        super().__init__()
-        self.number, self.count = number, count
-        self.barrier, self.board = barrier, board
-
-    def _gathered(self, value: Any) -> list[Any]:
-        self.board[self.number] = value
-        self.barrier.wait(10)
-        found = list(self.board)
-        self.barrier.wait(10)
-        return found
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 17])

@@ -15,7 +15,7 @@ from grouping_zoo import CASTForImageClassification, CASTModel
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.models.cast_checkpoint import convert_state_dict
 
-SCRIPT = Path(__file__).parents[1] / "conversion" / "cast.py"
+SCRIPT = Path(__file__).parents[2] / "conversion" / "cast.py"
 spec = importlib.util.spec_from_file_location("convert_cast", SCRIPT)
 assert spec is not None
 assert spec.loader is not None

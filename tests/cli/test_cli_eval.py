@@ -13,11 +13,11 @@ import timm
 import torch
 from PIL import Image
 
+from command import THRESHOLD, Run, loud_libraries, mistake
 from grouping_zoo.data.scenes import CLASSES
 from grouping_zoo.engine import cpu_launch
 from grouping_zoo.evaluation.report import differences, table
 from grouping_zoo.hf.vision import publish
-from test_cli import THRESHOLD, Run, checkpoint, loud_libraries, mistake, run  # noqa: F401 - fixtures
 from zoo import with_random_weights
 
 QUICK = ("--images", 7, "--train-images", 10)
@@ -44,8 +44,8 @@ def cells(line: str) -> list[str]:
 
 
 def test_eval_prints_the_checkpoint_beside_the_untrained_and_the_background(
-    run: Run,  # noqa: F811
-    checkpoint: Path,  # noqa: F811
+    run: Run,
+    checkpoint: Path,
     tmp_path: Path,
 ) -> None:
     words = ("--images", 12, "--seed", 5, "--task", "zero-shot-cls,zero-shot-seg,hierarchy", "--untrained")
@@ -76,8 +76,8 @@ def test_eval_prints_the_checkpoint_beside_the_untrained_and_the_background(
 
 
 def test_all_packaged_checkpoints_by_all_tasks_that_fit(
-    run: Run,  # noqa: F811
-    checkpoint: Path,  # noqa: F811
+    run: Run,
+    checkpoint: Path,
     cast: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -99,8 +99,8 @@ def test_all_packaged_checkpoints_by_all_tasks_that_fit(
 
 
 def test_compare_shows_figures_and_differences(
-    run: Run,  # noqa: F811
-    checkpoint: Path,  # noqa: F811
+    run: Run,
+    checkpoint: Path,
     cast: Path,
     tmp_path: Path,
 ) -> None:
@@ -120,13 +120,13 @@ def test_compare_shows_figures_and_differences(
         assert less["retrieval"][name] == second["retrieval"][name] - first["retrieval"][name]
 
 
-def test_compare_needs_two_models_with_a_task_in_common(run: Run, cast: Path) -> None:  # noqa: F811
+def test_compare_needs_two_models_with_a_task_in_common(run: Run, cast: Path) -> None:
     mistake(run("compare", cast), "two or more different checkpoints")
     mistake(run("compare", cast, cast), "two or more different checkpoints")
     mistake(run("compare", cast, cast.parent), "found no config.json")
 
 
-def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> None:
     mistake(run("eval", cast, "--data", "vok:there"), "expected one of scenes, digits, photos, voc:DIR", "vok:there")
     mistake(run("eval", cast, "--data", f"folder:{tmp_path}"), "folder")
     mistake(run("eval", cast, "--data", "digits", "--task", "top1"), "got also zero, one, two")
@@ -150,12 +150,12 @@ def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> N
         (("--size", 100_000), ["--size: expected at most 4096 pixels, got 100000; lower it"]),
     ],
 )
-def test_wrong_switches(run: Run, switches: tuple[Any, ...], words: list[str]) -> None:  # noqa: F811
+def test_wrong_switches(run: Run, switches: tuple[Any, ...], words: list[str]) -> None:
     mistake(run("eval", "--all", *switches), *words)
 
 
 def test_a_timm_model_whose_weights_cannot_be_fetched_is_named(
-    run: Run,  # noqa: F811
+    run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def offline(name: str, **_: Any) -> None:
@@ -165,7 +165,7 @@ def test_a_timm_model_whose_weights_cannot_be_fetched_is_named(
     mistake(run("eval", "resnet18"), "resnet18: expected a model of timm's with weights", "check your connection")
 
 
-def test_images_that_cannot_be_read_are_named_at_the_end(run: Run, cast: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_images_that_cannot_be_read_are_named_at_the_end(run: Run, cast: Path, tmp_path: Path) -> None:
     for split, count in (("train", 3), ("val", 4)):
         for name in CLASSES[:2]:
             (tmp_path / split / name).mkdir(parents=True)
@@ -181,7 +181,7 @@ def test_images_that_cannot_be_read_are_named_at_the_end(run: Run, cast: Path, t
     assert "image 2" in name
 
 
-def test_two_processes_give_the_figures_of_one(run: Run, cast: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_processes_give_the_figures_of_one(run: Run, cast: Path, tmp_path: Path) -> None:
     # Two full batches and an odd rest.
     words = ["--images", "71", "--train-images", "33", "--task", "knn,hierarchy"]
     command = [sys.executable, "-m", "grouping_zoo.cli", "eval", str(cast), *words, "--out", str(tmp_path / "two")]
@@ -208,7 +208,7 @@ def test_two_processes_give_the_figures_of_one(run: Run, cast: Path, tmp_path: P
     assert (tmp_path / "two" / "figures.csv").read_text() == (tmp_path / "one" / "figures.csv").read_text()
 
 
-def test_accelerate_launch_on_the_cpu_starts_the_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_accelerate_launch_on_the_cpu_starts_the_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
     monkeypatch.setattr(cpu_launch, "started_alone_by_accelerate", lambda: True)
     monkeypatch.setattr(cpu_launch, "processes_asked_for", lambda: 2)

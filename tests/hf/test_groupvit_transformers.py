@@ -25,9 +25,9 @@ from transformers import (
     pipeline,
 )
 
-from conftest import CAPTIONS, tiny_config
 from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor
 from grouping_zoo.models.image_text import ImageTextModel
+from two_towers import CAPTIONS, tiny_config
 
 VISION_KEY = "model.vision.stages.1.grouping.assignment.k_proj.weight"
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from command import Result, Run, caller, loud_libraries, mistake, photo, record, unusual_images
 from grouping_zoo import Grouping
 from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import publish
-from test_cli import Result, Run, caller, loud_libraries, mistake, photo, record, unusual_images
 from zoo import with_random_weights
 
 CLUSTERS = [32, 16, 8, 4]

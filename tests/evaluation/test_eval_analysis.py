@@ -32,7 +32,7 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.viz.feature_space import feature_space_picture, neighbour_map
 from grouping_zoo.viz.palette import palette
-from test_evaluation_tasks import Together
+from judged import Together
 
 VOID = 255
 NAMES = ["background", "cat", "cup", "dog"]

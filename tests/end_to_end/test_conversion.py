@@ -9,7 +9,7 @@ import torch
 from golden_weights import made_up_weights
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 
-SCRIPT = Path(__file__).parents[1] / "conversion" / "groupvit.py"
+SCRIPT = Path(__file__).parents[2] / "conversion" / "groupvit.py"
 spec = importlib.util.spec_from_file_location("convert_groupvit", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
