@@ -1,13 +1,31 @@
-"""Builds networks that a checkpoint's configuration names, which may come from a stranger."""
+"""Builds networks from a checkpoint's configuration, which may be untrusted."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import timm
 
-# Arguments of timm that fetch weights: a configuration shall reach nothing but the network.
+# Arguments that fetch weights. An untrusted configuration must not set them, for a network or for its backbone.
 WEIGHT_SOURCES = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_backbone", "checkpoint_path", "cache_dir"}
 )
+
+
+def refuse_weight_sources(arguments: Mapping[str, Any], setting: str) -> None:
+    """Checks that arguments from a checkpoint's configuration do not fetch weights.
+
+    Args:
+        arguments: of a network; mappings among their values, such as `backbone_args`, are checked too.
+        setting: what the message calls them.
+
+    Raises:
+        ValueError: naming those that do.
+    """
+    if sources := sorted(WEIGHT_SOURCES & set(arguments)):
+        raise ValueError(f"{setting}: {', '.join(sources)} would load weights while the network is built; remove it")
+    for name, value in arguments.items():
+        if isinstance(value, Mapping):
+            refuse_weight_sources(value, name)
 
 
 def create_by_name(
@@ -28,8 +46,7 @@ def create_by_name(
     known = timm.list_models(module=module)
     if architecture not in known:
         raise ValueError(f"architecture: expected one of {', '.join(known)}, got {architecture!r}")
-    if sources := sorted(WEIGHT_SOURCES & set(model_args)):
-        raise ValueError(f"model_args: {', '.join(sources)} would load weights while the network is built; remove it")
+    refuse_weight_sources(model_args, "model_args")
     arguments = {**model_args, "num_classes": num_classes}
     try:
         return timm.create_model(architecture, pretrained_cfg_overlay=description, **arguments)

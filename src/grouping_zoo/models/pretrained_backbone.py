@@ -11,6 +11,19 @@ from torch import Tensor, nn
 BackboneSource = str | Path | Mapping[str, Tensor]
 
 
+def asked_for(source: BackboneSource | None, pretrained: bool, arguments: Mapping[str, Any]) -> BackboneSource | None:
+    """The backbone's weights that a caller of `timm.create_model` asks for.
+
+    Args:
+        source: the argument `pretrained_backbone`.
+        pretrained: whether the whole network's weights are loaded, which include the backbone's.
+        arguments: the others. Under `pretrained_model_args` timm passes those of a checkpoint's config.json, which
+            tell how that network once started and may be untrusted: they load nothing.
+    """
+    of_checkpoint = arguments.get("pretrained_model_args") or {}
+    return None if pretrained or "pretrained_backbone" in of_checkpoint else source
+
+
 @torch.no_grad()
 def load_backbone(network: nn.Module, source: BackboneSource, prefixes: Sequence[str], **kwargs: Any) -> None:
     """Copies a timm model's weights into the parts of a network that have the same names; nothing of them may lack.

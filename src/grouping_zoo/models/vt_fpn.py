@@ -31,15 +31,14 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.token_projector import TokenProjector
 from grouping_zoo.layers.token_relation import TokenTransformer
 from grouping_zoo.layers.visual_tokenizer import FilterTokenizer, Projection
+from grouping_zoo.models.by_name import refuse_weight_sources
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
 from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
-from grouping_zoo.models.pretrained_backbone import BackboneSource, load_backbone
+from grouping_zoo.models.pretrained_backbone import BackboneSource, asked_for, load_backbone
 from grouping_zoo.models.sizes import check_sizes
 
 __all__ = ["SemanticFPN"]
-
-WEIGHT_ARGUMENTS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 class PlainNeck(nn.Module):
@@ -350,11 +349,10 @@ def _grouping(level: VTLevel) -> Grouping:
 
 
 def _check_backbone(backbone: str, arguments: dict[str, Any]) -> None:
-    # The settings may come from a stranger's checkpoint, and shall reach nothing but the network.
+    # The settings may come from an untrusted checkpoint: they may name an architecture and nothing else.
     if not timm.is_model(backbone):
         raise ValueError(f"backbone: expected the name of one of timm's models, got {backbone!r}")
-    if sources := sorted(WEIGHT_ARGUMENTS & set(arguments)):
-        raise ValueError(f"backbone_args: {', '.join(sources)} would load weights; use pretrained_backbone")
+    refuse_weight_sources(arguments, "backbone_args")
 
 
 def _lateral_convolutions(in_channels: Sequence[int], dim: int) -> nn.ModuleList:
@@ -407,6 +405,7 @@ def _create(
     variant: str, pretrained: bool, pretrained_backbone: BackboneSource | None = None, **kwargs: Any
 ) -> nn.Module:
     """Builds a variant; its backbone starts from `pretrained_backbone` (see `load_backbone`), if not `pretrained`."""
+    source = asked_for(pretrained_backbone, pretrained, kwargs)
     network: Any = build_model_with_cfg(
         SemanticFPN,
         variant,
@@ -415,10 +414,10 @@ def _create(
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter"),
         **kwargs,
     )
-    if pretrained_backbone is not None and not pretrained:
+    if source is not None:
         backbone = (network.model if kwargs.get("features_only") else network).backbone
         inner = getattr(backbone, "model", backbone)
-        load_backbone(inner, pretrained_backbone, ("",), in_chans=kwargs.get("in_chans", 3))
+        load_backbone(inner, source, ("",), in_chans=kwargs.get("in_chans", 3))
     return network
 
 

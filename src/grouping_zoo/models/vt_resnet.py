@@ -45,7 +45,7 @@ from grouping_zoo.layers.visual_tokenizer import (
 from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
 from grouping_zoo.models.default_cfg import COMMON_CFG
 from grouping_zoo.models.packaged import packaged_weights
-from grouping_zoo.models.pretrained_backbone import BackboneSource, load_backbone
+from grouping_zoo.models.pretrained_backbone import BackboneSource, asked_for, load_backbone
 from grouping_zoo.models.sizes import check_sizes
 
 __all__ = ["VTResNet"]
@@ -441,6 +441,7 @@ def _create(
     variant: str, pretrained: bool, pretrained_backbone: BackboneSource | None = None, **kwargs: Any
 ) -> nn.Module:
     """Builds a variant; stem and stages start from `pretrained_backbone` (see `load_backbone`), if not `pretrained`."""
+    source = asked_for(pretrained_backbone, pretrained, kwargs)
     has_last_map = kwargs.get("projector", True) and kwargs.get("num_modules", 2) > 1
     maps = tuple(range(1 + len(kwargs.get("layers", (2, 2, 2))) + has_last_map))
     network: Any = build_model_with_cfg(
@@ -451,9 +452,9 @@ def _create(
         feature_cfg=dict(out_indices=kwargs.pop("out_indices", maps), feature_cls="getter"),
         **kwargs,
     )
-    if pretrained_backbone is not None and not pretrained:
+    if source is not None:
         inner = network.model if kwargs.get("features_only") else network
-        load_backbone(inner, pretrained_backbone, ("conv1.", "bn1.", "layer"), in_chans=inner.in_chans)
+        load_backbone(inner, source, ("conv1.", "bn1.", "layer"), in_chans=inner.in_chans)
     return network
 
 
