@@ -3,7 +3,6 @@
 Importing the package registers its models with both libraries.
 """
 
-from grouping_zoo import registration
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.cast import (
     CASTBackbone,
@@ -15,6 +14,13 @@ from grouping_zoo.hf.cast import (
 )
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint, packaged_checkpoints
 from grouping_zoo.hf.groupvit import (
+    ZooGroupViTBackbone,
+    ZooGroupViTForImageClassification,
+    ZooGroupViTForSemanticSegmentation,
+    ZooGroupViTVisionConfig,
+    ZooGroupViTVisionModel,
+)
+from grouping_zoo.hf.image_text import (
     ZooGroupViTConfig,
     ZooGroupViTImageProcessor,
     ZooGroupViTModel,
@@ -68,14 +74,17 @@ __all__ = [
     "VTResNetForImageClassification",
     "VTResNetForSemanticSegmentation",
     "VTResNetModel",
+    "ZooGroupViTBackbone",
     "ZooGroupViTConfig",
+    "ZooGroupViTForImageClassification",
+    "ZooGroupViTForSemanticSegmentation",
     "ZooGroupViTImageProcessor",
     "ZooGroupViTModel",
     "ZooGroupViTModelOutput",
     "ZooGroupViTProcessor",
+    "ZooGroupViTVisionConfig",
+    "ZooGroupViTVisionModel",
     "__version__",
     "open_checkpoint",
     "packaged_checkpoints",
 ]
-
-registration.register()

@@ -12,7 +12,7 @@ from grouping_zoo import CASTForImageClassification, CASTForSemanticSegmentation
 from grouping_zoo.hf import checkpoint_folder
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, open_checkpoint, packaged_checkpoints
 from grouping_zoo.hf.vision import publish
-from grouping_zoo.models import packaged
+from grouping_zoo.models import builder
 
 
 def small_network(**kwargs: Any) -> Any:
@@ -56,11 +56,11 @@ def test_a_packaged_checkpoint_opens_by_its_own_and_by_its_timm_name(
 
 
 def test_timm_names_the_file_of_a_packaged_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged, "PACKAGED", tmp_path)
-    assert packaged.packaged_weights("cast_nano_scenes") == {}
+    monkeypatch.setattr(builder, "PACKAGED", tmp_path)
+    assert builder.packaged_weights("cast_nano_scenes") == {}
     network = small_network()
     publish(network, tmp_path / "cast_nano_scenes", "")
-    found = packaged.packaged_weights("cast_nano_scenes")
+    found = builder.packaged_weights("cast_nano_scenes")
     assert found == {"file": str(tmp_path / "cast_nano_scenes" / "model.safetensors")}
     small = json.loads((tmp_path / "cast_nano_scenes" / "config.json").read_text())["model_args"]
     opened = timm.create_model("cast_nano", pretrained=True, pretrained_cfg_overlay=found, **small)

@@ -81,7 +81,7 @@ def test_golden_outputs() -> None:
     assert np.abs(model(x).numpy() - golden["astronaut_logits"]).max() < 1e-4
     for level in range(3):
         assert (found.grouping.parents(level).numpy() == golden[f"astronaut_assign{level + 1}"]).all()
-        mean = found.stage_tokens[level].mean(dim=1).numpy()
+        mean = found.stages[level].mean(dim=1).numpy()
         assert np.abs(mean - golden[f"astronaut_block{level + 1}"]).max() < 1e-4
 
 
@@ -397,7 +397,7 @@ def test_dense_features_fuse_the_levels_by_the_chain_of_arg_maxima() -> None:
     for i in range(2):
         for token in (0, 17, 63):
             levels, index = [], token
-            for level, tokens in enumerate(found.stage_tokens):
+            for level, tokens in enumerate(found.stages):
                 levels.append(tokens[i, index])
                 if level < 3:
                     index = int(found.grouping.assignments[level][i, 0, index].argmax())
@@ -491,7 +491,7 @@ def test_intermediates_and_features_only(case: str, size: tuple[int, int]) -> No
     grouped = model.forward_grouped(x)
     tokens = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
     for level in range(4):
-        assert torch.equal(tokens[level], grouped.stage_tokens[level])
+        assert torch.equal(tokens[level], grouped.stages[level])
         labels = grouped.grouping.labels(level)
         row, column = 3 * size[0] // grid[0], 2 * size[1] // grid[1]
         assert torch.equal(maps[level][1, :, 3, 2], tokens[level][1, labels[1, row, column]])

@@ -8,12 +8,8 @@ import torch
 from torch import Tensor
 
 from golden_weights import GOLDEN, made_up_weights, photo
-from grouping_zoo.models.groupvit_checkpoint import (
-    check_keys,
-    checkpoint_filter_fn,
-    convert_state_dict,
-    detect_format,
-)
+from grouping_zoo.models.checkpoint import check_keys
+from grouping_zoo.models.groupvit_checkpoint import checkpoint_filter_fn, convert_state_dict, detect_format
 from grouping_zoo.models.image_text import ImageTextModel
 
 SMALL = dict(embed_dim=32, num_heads=2, depths=(1, 1), num_group_tokens=(5, 3), num_output_groups=(6, 4))

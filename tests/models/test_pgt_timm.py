@@ -122,7 +122,7 @@ def test_batch_gives_what_its_images_give_one_by_one(case: str, seed: int | None
     for i in range(5):
         alone = model.forward_grouped(x[i : i + 1], seed=seed)
         assert torch.allclose(logits[i : i + 1], model(x[i : i + 1], seed=seed), atol=1e-5)
-        assert torch.allclose(joint.stage_tokens[-1][i : i + 1], alone.stage_tokens[-1], atol=1e-5)
+        assert torch.allclose(joint.stages[-1][i : i + 1], alone.stages[-1], atol=1e-5)
         assert torch.allclose(joint.grouping.assignments[0][i], alone.grouping.assignments[0][0], atol=1e-5)
     assert torch.allclose(logits[4], logits[1], atol=1e-5), "the place in the batch does not count"
 
@@ -238,7 +238,7 @@ def test_one_pass_gives_features_tokens_and_grouping(case: str) -> None:
         found = model.forward_grouped(x, layer)
         assert torch.equal(found.features, model.forward_features(x))
         tokens = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
-        assert all(torch.equal(a, b) for a, b in zip(found.stage_tokens, tokens, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found.stages, tokens, strict=True))
         assert torch.equal(found.grouping.assignments[0], model.forward_grouping(x, layer).assignments[0])
     last = model.forward_grouped(x).grouping.tokens[0].unflatten(2, (model.num_heads, -1)).transpose(1, 2)
     assert torch.equal(last.flatten(1, 2), found.features), "the feature is that of the last layer's groups"

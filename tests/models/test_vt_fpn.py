@@ -166,7 +166,7 @@ def test_backbone_starts_from_timms_weights(neck: str, tmp_path: Path) -> None:
         model = timm.create_model(NAMES[neck], pretrained_backbone=given, **SMALL).eval()
         assert all(torch.equal(a, b) for a, b in zip(model._levels(images()), expected, strict=True))
     weights = {k: v for k, v in source.state_dict().items() if k != "conv1.0.weight"}
-    with pytest.raises(ValueError, match=r"expected all \d+ weights .*, where 1 of them lack"):
+    with pytest.raises(ValueError, match=r"expected all \d+ weights .*, where 1 are missing"):
         timm.create_model(NAMES[neck], pretrained_backbone=weights, **SMALL)
     model = timm.create_model(NAMES[neck], pretrained_backbone=str(tmp_path), **SMALL).eval()
     save_for_hf(with_random_weights(model), str(tmp_path / "saved"))

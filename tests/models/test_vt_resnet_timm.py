@@ -188,7 +188,7 @@ def test_published_models_have_timms_names_and_shapes(depth: int) -> None:
 def test_weights_that_do_not_fit_are_refused() -> None:
     weights = plain_resnet("basic").state_dict()
     less = {k: v for k, v in weights.items() if not k.startswith("layer3.0.conv2")}
-    with pytest.raises(ValueError, match=r"expected all \d+ weights .*, where 1 of them lack, first 'layer3"):
+    with pytest.raises(ValueError, match=r"expected all \d+ weights .*, where 1 are missing, first 'layer3"):
         timm.create_model("vt_resnet18", pretrained_backbone=less, **SMALL)
     with pytest.raises(ValueError, match=r"layer1\.0\.conv1\.weight: expected shape \(8, 8, 3, 3\), got \(1,\)"):
         timm.create_model(
@@ -251,7 +251,7 @@ def test_grouping_is_the_last_projectors_assignment() -> None:
     assert torch.equal(found.features, model.forward_features(x))
     assert torch.equal(found.grouping.assignments[0], grouping.assignments[0])
     maps = model.forward_intermediates(x, intermediates_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(found.maps, maps, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found.stages, maps, strict=True))
 
 
 @torch.no_grad()

@@ -32,16 +32,16 @@ from grouping_zoo.data.views import train_transform
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.scenes import evaluate_on_scenes
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, save_checkpoint
-from grouping_zoo.hf.groupvit import (
+from grouping_zoo.hf.image_text import (
     ZooGroupViTConfig,
     ZooGroupViTImageProcessor,
     ZooGroupViTModel,
     ZooGroupViTProcessor,
-    timm_input_description,
 )
-from grouping_zoo.models.groupvit_checkpoint import convert_state_dict, load_two_towers
+from grouping_zoo.hf.vision import input_cfg
+from grouping_zoo.models.groupvit_checkpoint import convert_state_dict
 from grouping_zoo.models.groupvit_stages import adapt_stages
-from grouping_zoo.models.image_text import ImageTextModel
+from grouping_zoo.models.image_text import ImageTextModel, load_towers
 from grouping_zoo.objectives.image_text import ImageTextObjective
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class ImageTextTask:
         """Writes a checkpoint folder that timm and transformers open."""
         assert isinstance(model, ImageTextModel)
         settings, size = self.recipe.evaluation, self.recipe.data.image_size
-        description = timm_input_description(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
+        description = input_cfg(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
         class_names = settings.class_names
         if class_names is None and self.recipe.data.source == "scenes":
             class_names = list(Scenes(objects=self.recipe.data.objects).class_names)
@@ -279,7 +279,7 @@ class ImageTextTask:
         if self.recipe.model.adapt_stages:
             state, kept = adapt_stages(state, self.model)
             logger.info("parameters without a counterpart in %s: %s", source, ", ".join(kept) or "none")
-        load_two_towers(self.model, state)
+        load_towers(self.model, state)
 
 
 class PatchTokens(nn.Module):

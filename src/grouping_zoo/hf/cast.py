@@ -15,7 +15,6 @@ from transformers.processing_utils import ImagesKwargs
 
 from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import (
-    EncodedImages,
     ZooBackbone,
     ZooForImageClassification,
     ZooForSemanticSegmentation,
@@ -24,9 +23,12 @@ from grouping_zoo.hf.vision import (
     ZooVisionConfig,
     ZooVisionModel,
     ZooVisionModelOutput,
+    register_family,
 )
-from grouping_zoo.layers.superpixels import make_superpixels
+from grouping_zoo.layers.superpixels import superpixels_by_size
+from grouping_zoo.models.cast import CAST
 from grouping_zoo.models.cast_parts import LevelFusion
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork
 
 
 class CASTImageProcessorKwargs(ImagesKwargs, total=False):
@@ -63,14 +65,13 @@ class CASTImageProcessor(ZooImageProcessor):
         normalize = {
             key: kwargs[key] for key in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
         }
-        # Values are whole numbers up to 255, or shares of 1 where they are not rescaled any more.
+        # Values are whole numbers up to 255, or fractions of 1 where they are not rescaled any more.
         scale = 1 if not resized[0].is_floating_point() or kwargs["do_rescale"] else 255
         superpixels = []
         for image in resized:
             levels = (image * scale).round() if image.is_floating_point() else image
-            number = max(1, round(image.shape[-2] * image.shape[-1] / kwargs["superpixel_size"] ** 2))
             levels = levels.clamp(0, 255).to(torch.uint8)
-            superpixels.append(make_superpixels(levels[None], number, kwargs["superpixel_method"]).labels[0])
+            superpixels.append(superpixels_by_size(levels, kwargs["superpixel_size"], kwargs["superpixel_method"]))
         data = {
             "pixel_values": [self.rescale_and_normalize(image, **normalize) for image in resized],
             "superpixels": superpixels,
@@ -82,7 +83,7 @@ class CASTConfig(ZooVisionConfig):
     """Configuration of the CAST classes; see `ZooVisionConfig` for the arguments."""
 
     model_type = "cast"
-    network_module: ClassVar[str] = "cast"
+    network_class: ClassVar[type[GroupingNetwork]] = CAST
     image_processor_class: ClassVar[type[ZooImageProcessor]] = CASTImageProcessor
 
     architecture: str = "cast_small"
@@ -102,8 +103,7 @@ class CASTModel(ZooVisionModel):
     ) -> ZooVisionModelOutput:
         """Features and grouping of images.
 
-        In a batch, tokens that an image lacks (it has fewer superpixels than another) are there but influence
-        nothing.
+        In a batch, an image with fewer superpixels than another has tokens too many, which influence nothing.
 
         Args:
             pixel_values: (B, in_chans, H, W), any size.
@@ -183,7 +183,7 @@ class CASTForSemanticSegmentation(ZooForSemanticSegmentation):
         num_levels = 0 if self.model.dense else len(self.model.stages)
         return SegmentTokenHead(self.model.embed_dim, num_levels, num_labels)
 
-    def segment(self, encoded: EncodedImages, size: tuple[int, int]) -> Tensor:
+    def segment(self, encoded: GroupedFeatures, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W): each pixel has those of its superpixel."""
         superpixels = encoded.grouping.superpixels
         assert superpixels is not None
@@ -207,11 +207,20 @@ class CASTForSemanticSegmentation(ZooForSemanticSegmentation):
         )
 
 
-def _unpooled(encoded: EncodedImages) -> list[Tensor]:
+def _unpooled(encoded: GroupedFeatures) -> list[Tensor]:
     """For each stage the token that every superpixel belongs to: (B, N_0, C) each."""
-    levels = encoded.stage_tokens[:1]
+    levels = encoded.stages[:1]
     chain = torch.arange(levels[0].shape[1], device=levels[0].device).expand(len(levels[0]), -1)
-    for level, tokens in enumerate(encoded.stage_tokens[1:]):
+    for level, tokens in enumerate(encoded.stages[1:]):
         chain = encoded.grouping.parents(level).gather(1, chain)  # (B, N_0)
         levels.append(tokens.gather(1, chain[:, :, None].expand(-1, -1, tokens.shape[2])))
     return levels
+
+
+register_family(
+    CASTConfig,
+    model=CASTModel,
+    classifier=CASTForImageClassification,
+    segmenter=CASTForSemanticSegmentation,
+    backbone=CASTBackbone,
+)

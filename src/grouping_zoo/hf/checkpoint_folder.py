@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.models import get_pretrained_cfg, is_model
 from transformers import (
     AutoConfig,
@@ -24,8 +23,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from grouping_zoo.hf.groupvit import ZooGroupViTConfig
-from grouping_zoo.models.packaged import PACKAGED
+from grouping_zoo.hf.image_text import ZooGroupViTConfig
+from grouping_zoo.models.builder import PACKAGED, zoo_models
 
 HEADS = {
     "ForImageClassification": AutoModelForImageClassification,
@@ -79,11 +78,6 @@ def timm_source(checkpoint: str) -> str:
     """What timm calls a checkpoint folder, a packaged checkpoint or a hub name."""
     found = find_checkpoint(checkpoint)
     return f"{'local-dir' if Path(found).is_dir() else 'hf-hub'}:{found}"
-
-
-def zoo_models() -> list[str]:
-    """timm names of every architecture of this package."""
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("grouping_zoo.")]
 
 
 def open_checkpoint(name: str | Path) -> tuple[PreTrainedModel, ProcessorMixin | BaseImageProcessor]:

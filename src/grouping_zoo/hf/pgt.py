@@ -6,13 +6,10 @@ classes, (H, W) image size, (h, w) patch grid.
 
 from typing import Any, ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BackboneOutput
 
-from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import (
-    EncodedImages,
     ZooBackbone,
     ZooForImageClassification,
     ZooForSemanticSegmentation,
@@ -21,16 +18,18 @@ from grouping_zoo.hf.vision import (
     ZooVisionConfig,
     ZooVisionModel,
     ZooVisionModelOutput,
+    pixel_logits,
+    register_family,
 )
-from grouping_zoo.models.pgt import Groups
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork
+from grouping_zoo.models.pgt import PGT, Groups
 
 
 class PGTConfig(ZooVisionConfig):
     """Configuration of the PGT classes; see `ZooVisionConfig` for the arguments."""
 
     model_type = "pgt"
-    network_module: ClassVar[str] = "pgt"
-    image_processor_class: ClassVar[type[ZooImageProcessor]] = ZooImageProcessor
+    network_class: ClassVar[type[GroupingNetwork]] = PGT
 
     architecture: str = "pgt_base"
 
@@ -113,16 +112,13 @@ class PGTForSemanticSegmentation(ZooForSemanticSegmentation):
         """D -> K, for each token."""
         return nn.Linear(self.model.embed_dim, num_labels)
 
-    def segment(self, encoded: EncodedImages, size: tuple[int, int]) -> Tensor:
+    def segment(self, encoded: GroupedFeatures, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W), interpolated from the patches'."""
+        assert encoded.grouping is not None
         grid = encoded.grouping.grid
         assert grid is not None
-        logits = self.segmentation_head(encoded.stage_tokens[-1])  # (B, N, K)
-        logits = logits.transpose(1, 2).unflatten(2, grid)  # (B, K, h, w)
-        # The patches may reach past the image.
-        padded = [number * side for number, side in zip(grid, self.model.patch_size, strict=True)]
-        logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
-        return logits[:, :, : size[0], : size[1]]
+        logits = self.segmentation_head(encoded.stages[-1])  # (B, N, K)
+        return pixel_logits(logits, grid, self.model.patch_size, size)
 
     def forward(
         self,
@@ -137,3 +133,12 @@ class PGTForSemanticSegmentation(ZooForSemanticSegmentation):
         return super().forward(
             pixel_values, labels=labels, num_groups=num_groups, num_iters=num_iters, seed=seed, **kwargs
         )
+
+
+register_family(
+    PGTConfig,
+    model=PGTModel,
+    classifier=PGTForImageClassification,
+    segmenter=PGTForSemanticSegmentation,
+    backbone=PGTBackbone,
+)

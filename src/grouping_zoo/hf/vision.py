@@ -9,17 +9,21 @@ Shape legend: B images, N tokens, C width, K classes, (H, W) image size, (h, w) 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models import get_model_args, get_model_input_config, save_for_hf
+from timm.models import get_model_args, get_model_input_config, get_pretrained_cfg, save_for_hf
 from torch import Tensor, nn
 from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import (
@@ -28,15 +32,20 @@ from transformers.modeling_outputs import (
     ImageClassifierOutput,
     SemanticSegmenterOutput,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+)
 from transformers.utils import can_return_tuple
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.base import ZooPreTrainedModel, hub_arguments
 from grouping_zoo.hf.image_processing import ZooImageProcessor
-from grouping_zoo.models.by_name import WEIGHT_SOURCES, create_by_name
-from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX, SEGMENTATION_PREFIX
+from grouping_zoo.models.builder import WEIGHT_SOURCES, create_from_config
+from grouping_zoo.models.checkpoint import NETWORK_PREFIX, SEGMENTATION_PREFIX
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork
 
-INPUT_DESCRIPTION = (
+INPUT_KEYS = (
     "input_size",
     "fixed_input_size",
     "interpolation",
@@ -65,12 +74,10 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         semantic_loss_ignore_index: label of pixels that a segmentation's loss leaves out.
     """
 
-    # What a family sets: the timm module of its networks, the name of their head, the class that `publish` opens
-    # networks with a head by, and the image processor.
-    network_module: ClassVar[str] = ""
-    classifier: ClassVar[str] = "head"
+    # A family sets the class of its networks, the Auto class that opens one with a head, and the image processor.
+    network_class: ClassVar[type[GroupingNetwork]]
     head_class: ClassVar[Any] = AutoModelForImageClassification
-    image_processor_class: ClassVar[type[ZooImageProcessor]]
+    image_processor_class: ClassVar[type[ZooImageProcessor]] = ZooImageProcessor
 
     attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "num_features"}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["grouping", "hidden_states", "attentions"]
@@ -108,8 +115,16 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         Raises:
             ValueError: for an architecture of another family, or arguments that it does not take.
         """
-        description = {key: value for key, value in (self.pretrained_cfg or {}).items() if key in INPUT_DESCRIPTION}
-        return create_by_name(self.architecture, self.network_module, self.model_args or {}, num_classes, description)
+        pretrained_cfg = {key: value for key, value in (self.pretrained_cfg or {}).items() if key in INPUT_KEYS}
+        return create_from_config(
+            self.architecture, self.model_args or {}, num_classes, pretrained_cfg, self.network_class
+        )
+
+    @property
+    def classifier(self) -> str:
+        """Name of the network's own head."""
+        cfg = get_pretrained_cfg(self.architecture, allow_unregistered=False)
+        return str(cfg.classifier if cfg is not None else "")
 
     @classmethod
     def of_network(cls, network: Any, class_names: Sequence[str] | None = None) -> "ZooVisionConfig | None":
@@ -122,8 +137,7 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"network: expected one made by timm.create_model, which notes arguments, got {type(network).__name__}"
             )
-        module = type(network).__module__.rpartition(".")[2]
-        family = next((family for family in cls.__subclasses__() if family.network_module == module), None)
+        family = CONFIGS.get(type(network))
         if family is None:
             return None
         left_out = WEIGHT_SOURCES | {"num_classes"}
@@ -132,35 +146,60 @@ class ZooVisionConfig(BackboneConfigMixin, PreTrainedConfig):
         return family(
             architecture=network.pretrained_cfg["architecture"],
             model_args={key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()},
-            pretrained_cfg=input_description(network),
+            pretrained_cfg=input_cfg(network),
             num_classes=network.num_classes,
             id2label=names,
             label2id=None if names is None else {name: index for index, name in names.items()},
         )
 
 
-def input_description(network: Any) -> dict[str, Any]:
+CONFIGS: dict[type[nn.Module], type[ZooVisionConfig]] = {}
+"""Configuration class of each family, by the class of its networks."""
+
+
+def register_family(
+    config: type[ZooVisionConfig],
+    *,
+    segmenter: type[PreTrainedModel],
+    model: type[PreTrainedModel] | None = None,
+    classifier: type[PreTrainedModel] | None = None,
+    backbone: type[PreTrainedModel] | None = None,
+) -> None:
+    """Makes a family known to transformers' Auto classes and pipelines; every family's file ends with it.
+
+    Args:
+        config: configuration class.
+        segmenter: for semantic segmentation.
+        model: without head.
+        classifier: for image classification.
+        backbone: feature maps.
+    """
+    CONFIGS[config.network_class] = config
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    processors = {"torchvision": config.image_processor_class}
+    AutoImageProcessor.register(config, image_processor_classes=processors, exist_ok=True)
+    for auto, model_class in (
+        (AutoModel, model),
+        (AutoModelForImageClassification, classifier),
+        (AutoModelForSemanticSegmentation, segmenter),
+        (AutoBackbone, backbone),
+    ):
+        if model_class is not None:
+            auto.register(config, model_class, exist_ok=True)
+    # Pipelines look class names up here and otherwise log that the model is not supported.
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES[config.model_type] = segmenter.__name__
+    if classifier is not None:
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[config.model_type] = classifier.__name__
+
+
+def input_cfg(network: Any) -> dict[str, Any]:
     """The part of a timm network's `pretrained_cfg` that describes its input and head, not where weights lie."""
-    known = {key: network.pretrained_cfg[key] for key in INPUT_DESCRIPTION if key in network.pretrained_cfg}
+    known = {key: network.pretrained_cfg[key] for key in INPUT_KEYS if key in network.pretrained_cfg}
     known |= {"input_size": get_model_input_config(network)["input_size"], "num_classes": network.num_classes}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
 # --- outputs --------------------------------------------------------------------------------------------------------
-
-
-class EncodedImages(NamedTuple):
-    """What one pass of a network finds.
-
-    Attributes:
-        features: as `forward_features` gives them.
-        stage_tokens: tokens of each stage, (B, N, C), or its feature map (B, C, h, w) where it has no tokens.
-        grouping: how the tokens fall into groups.
-    """
-
-    features: Tensor
-    stage_tokens: list[Tensor]
-    grouping: Grouping
 
 
 @dataclass
@@ -205,7 +244,7 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
         self.model = config.create_network(num_classes).to(torch.get_default_dtype())
         config.num_features = self.model.num_features
         if config.pretrained_cfg is None:
-            config.pretrained_cfg = input_description(self.model)
+            config.pretrained_cfg = input_cfg(self.model)
         # Labels may be given one way alone, or replace a checkpoint's.
         config.label2id = {str(name): int(index) for index, name in (config.id2label or {}).items()}
         heads = {f"{NETWORK_PREFIX}{config.classifier}.", SEGMENTATION_PREFIX} - {self._head_prefix}
@@ -215,10 +254,6 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
     def _head_prefix(self) -> str | None:
         """What the keys of this class' head start with; those of other heads in a checkpoint are left out."""
         return None
-
-    def encode(self, pixel_values: Tensor, **network_args: Any) -> EncodedImages:
-        """One pass of the network; the arguments beside the images are the network's own."""
-        return EncodedImages(*self.model.forward_grouped(pixel_values, **network_args))
 
     def forward_grouping(self, pixel_values: Tensor, **network_args: Any) -> Grouping:
         """The grouping of images (B, in_chans, H, W)."""
@@ -262,14 +297,14 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
             module.init_non_persistent_buffers()  # what no checkpoint holds
 
     def _extras(
-        self, encoded: EncodedImages, output_hidden_states: bool | None, output_attentions: bool | None
+        self, encoded: GroupedFeatures, output_hidden_states: bool | None, output_attentions: bool | None
     ) -> dict[str, Any]:
         """The fields that all outputs share."""
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         attentions = self.config.output_attentions if output_attentions is None else output_attentions
         return dict(
-            hidden_states=(*encoded.stage_tokens, encoded.features) if states else None,
-            attentions=tuple(encoded.grouping.assignments) if attentions else None,
+            hidden_states=(*encoded.stages, encoded.features) if states else None,
+            attentions=tuple(encoded.grouping.assignments) if attentions and encoded.grouping is not None else None,
             grouping=encoded.grouping,
         )
 
@@ -298,7 +333,7 @@ class ZooVisionModel(ZooVisionPreTrainedModel):
             output_attentions: also return the grouping's soft assignments.
             network_args: the network's own arguments.
         """
-        encoded = self.encode(pixel_values, **network_args)
+        encoded = self.model.forward_grouped(pixel_values, **network_args)
         return ZooVisionModelOutput(
             last_hidden_state=encoded.features,
             pooler_output=self.model.forward_head(encoded.features, pre_logits=True),
@@ -343,7 +378,7 @@ class ZooForImageClassification(ZooOwnHeadModel):
             output_attentions: also return the grouping's soft assignments.
             network_args: the network's own arguments.
         """
-        encoded = self.encode(pixel_values, **network_args)
+        encoded = self.model.forward_grouped(pixel_values, **network_args)
         logits = self.model.forward_head(encoded.features)
         return ZooImageClassifierOutput(
             loss=None if labels is None else self.loss_function(labels, logits, self.config),
@@ -368,7 +403,7 @@ class ZooForSemanticSegmentation(ZooVisionPreTrainedModel):
         """The head, from the features of `self.model` to `num_labels`."""
         raise NotImplementedError
 
-    def segment(self, encoded: EncodedImages, size: tuple[int, int]) -> Tensor:
+    def segment(self, encoded: GroupedFeatures, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W) of every pixel of images of a size."""
         raise NotImplementedError
 
@@ -391,7 +426,7 @@ class ZooForSemanticSegmentation(ZooVisionPreTrainedModel):
             output_attentions: also return the grouping's soft assignments.
             network_args: the network's own arguments.
         """
-        encoded = self.encode(pixel_values, **network_args)
+        encoded = self.model.forward_grouped(pixel_values, **network_args)
         logits = self.segment(encoded, (pixel_values.shape[-2], pixel_values.shape[-1]))
         return ZooSemanticSegmenterOutput(
             loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
@@ -405,6 +440,15 @@ def segmentation_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tens
     if labels.shape[-2:] != logits.shape[-2:]:
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(logits, labels, ignore_index=ignore_index)
+
+
+def pixel_logits(logits: Tensor, grid: tuple[int, int], patch_size: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Interpolates the logits of patches (B, N, K) on a grid to those of an image's pixels (B, K, H, W)."""
+    logits = logits.transpose(1, 2).unflatten(2, grid)  # (B, K, h, w)
+    # The patches may reach past the image.
+    padded = [number * side for number, side in zip(grid, patch_size, strict=True)]
+    logits = F.interpolate(logits, size=padded, mode="bilinear", align_corners=False)
+    return logits[:, :, : size[0], : size[1]]
 
 
 class ZooBackbone(BackboneMixin, ZooVisionPreTrainedModel):

@@ -10,23 +10,23 @@ from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 from transformers.utils import can_return_tuple
 
-from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import (
     ZooOwnHeadModel,
     ZooSemanticSegmenterOutput,
     ZooVisionConfig,
+    register_family,
     segmentation_loss,
 )
+from grouping_zoo.models.family import GroupingNetwork
+from grouping_zoo.models.vt_fpn import SemanticFPN
 
 
 class VTFPNConfig(ZooVisionConfig):
     """Configuration of `VTFPNForSemanticSegmentation`; see `ZooVisionConfig` for the arguments."""
 
     model_type = "vt_fpn"
-    network_module: ClassVar[str] = "vt_fpn"
-    classifier: ClassVar[str] = "classifier"
+    network_class: ClassVar[type[GroupingNetwork]] = SemanticFPN
     head_class: ClassVar[Any] = AutoModelForSemanticSegmentation
-    image_processor_class: ClassVar[type[ZooImageProcessor]] = ZooImageProcessor
 
     architecture: str = "vt_fpn_resnet50"
 
@@ -60,12 +60,11 @@ class VTFPNForSemanticSegmentation(ZooOwnHeadModel):
         logits = F.interpolate(
             self.model.forward_head(found.features), size=pixel_values.shape[-2:], mode="bilinear", align_corners=False
         )
-        states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        attentions = self.config.output_attentions if output_attentions is None else output_attentions
         return ZooSemanticSegmenterOutput(
             loss=None if labels is None else segmentation_loss(logits, labels, self.config.semantic_loss_ignore_index),
             logits=logits,
-            hidden_states=(*found.maps, found.features) if states else None,
-            attentions=tuple(found.grouping.assignments) if attentions and found.grouping is not None else None,
-            grouping=found.grouping,
+            **self._extras(found, output_hidden_states, output_attentions),
         )
+
+
+register_family(VTFPNConfig, segmenter=VTFPNForSemanticSegmentation)

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BackboneOutput
 
-from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import (
-    EncodedImages,
     ZooBackbone,
     ZooForImageClassification,
     ZooForSemanticSegmentation,
@@ -21,8 +19,11 @@ from grouping_zoo.hf.vision import (
     ZooVisionConfig,
     ZooVisionModel,
     ZooVisionModelOutput,
+    register_family,
 )
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork
 from grouping_zoo.models.vt_fpn import SemanticHead, VTNeck
+from grouping_zoo.models.vt_resnet import VTResNet
 
 TOKENS_A_LEVEL = 8
 
@@ -31,9 +32,7 @@ class VTResNetConfig(ZooVisionConfig):
     """Configuration of the VT-ResNet classes; see `ZooVisionConfig` for the arguments."""
 
     model_type = "vt_resnet"
-    network_module: ClassVar[str] = "vt_resnet"
-    classifier: ClassVar[str] = "fc"
-    image_processor_class: ClassVar[type[ZooImageProcessor]] = ZooImageProcessor
+    network_class: ClassVar[type[GroupingNetwork]] = VTResNet
 
     architecture: str = "vt_resnet18"
 
@@ -109,11 +108,20 @@ class VTResNetForSemanticSegmentation(ZooForSemanticSegmentation):
         channels = [stage["num_chs"] for stage in self.model.feature_info[1:]]
         return VTPyramidHead(channels, self.model.num_features, num_labels)
 
-    def segment(self, encoded: EncodedImages, size: tuple[int, int]) -> Tensor:
+    def segment(self, encoded: GroupedFeatures, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, H, W), interpolated from the finest stage's."""
-        logits = self.segmentation_head(encoded.stage_tokens[1:])  # without the stem's map
+        logits = self.segmentation_head(encoded.stages[1:])  # without the stem's map
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ZooSemanticSegmenterOutput:
         """Classifies every pixel; see `VTResNetModel.forward` and `ZooForSemanticSegmentation.forward`."""
         return super().forward(pixel_values, labels=labels, **kwargs)
+
+
+register_family(
+    VTResNetConfig,
+    model=VTResNetModel,
+    classifier=VTResNetForImageClassification,
+    segmenter=VTResNetForSemanticSegmentation,
+    backbone=VTResNetBackbone,
+)

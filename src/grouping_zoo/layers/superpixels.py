@@ -26,8 +26,8 @@ def make_superpixels(images: Tensor, num_superpixels: int, method: SuperpixelMet
     Args:
         images: (B, 3, H, W) RGB or (B, 1, H, W) grey, uint8.
         num_superpixels: how many to aim at; every method may make fewer or more.
-        method: "seeds" (always on the processor), "slic" or "grid" (on the images' device). None stands in for
-            another by itself: they cut differently, and a network is used to one.
+        method: "seeds" (always on the processor), "slic" or "grid" (on the images' device). No method
+            falls back to another: they cut differently, and a network is trained on one.
 
     Raises:
         ValueError: on another method, number, shape or dtype.
@@ -50,6 +50,17 @@ def make_superpixels(images: Tensor, num_superpixels: int, method: SuperpixelMet
     found = [seeds(np.ascontiguousarray(array), num_superpixels) for array in arrays]
     labels = torch.from_numpy(np.stack([labels for labels, _ in found]).astype(np.int64))
     return Superpixels(labels.to(images.device), torch.tensor([count for _, count in found], device=images.device))
+
+
+def superpixel_count(height: int, width: int, size: int) -> int:
+    """Number of superpixels as large as a square of side `size` that an image of a size in pixels holds."""
+    return max(1, round(height * width / size**2))
+
+
+def superpixels_by_size(view: Tensor, size: int, method: SuperpixelMethod) -> Tensor:
+    """Superpixels of one image: (3, H, W) uint8 -> (H, W) int64, each about as large as a square of side `size`."""
+    number = superpixel_count(view.shape[-2], view.shape[-1], size)
+    return make_superpixels(view[None], number, method).labels[0]
 
 
 def contiguous_labels(labels: Tensor) -> Superpixels:

@@ -6,12 +6,14 @@ shapes of the official checkpoints in `cast_checkpoint`.
 Shape legend: B batch, (H, W) image, (h, w) stem's grid, N_l tokens of stage l (N_0 superpixels), A heads, C width.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -23,7 +25,14 @@ from grouping_zoo.layers.segment_pooling import (
     nearest_labels,
     nearest_pooling,
 )
-from grouping_zoo.layers.superpixels import SUPERPIXEL_METHODS, SuperpixelMethod, make_superpixels
+from grouping_zoo.layers.superpixels import (
+    SUPERPIXEL_METHODS,
+    SuperpixelMethod,
+    make_superpixels,
+    superpixel_count,
+    superpixels_by_size,
+)
+from grouping_zoo.models.builder import COMMON_CFG, build_network, packaged_weights
 from grouping_zoo.models.cast_checkpoint import checkpoint_filter_fn
 from grouping_zoo.models.cast_parts import (
     LAYER_NORM_EPS,
@@ -33,13 +42,11 @@ from grouping_zoo.models.cast_parts import (
     init_linear,
     sincos_position_code,
 )
-from grouping_zoo.models.default_cfg import COMMON_CFG
-from grouping_zoo.models.packaged import packaged_weights
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork, check_choice, register_family
 
 __all__ = ["CAST"]
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+POOLS = ("token", "")
 
 
 class ClassAttention(NamedTuple):
@@ -78,15 +85,8 @@ class Encoded(NamedTuple):
     attention: Tensor | None
 
 
-class CASTFeatures(NamedTuple):
-    """`features` as `forward_features` gives them, `stage_tokens` of each stage (B, N_l, C), and the `grouping`."""
-
-    features: Tensor
-    stage_tokens: list[Tensor]
-    grouping: Grouping
-
-
-class CAST(nn.Module):
+@register_family
+class CAST(GroupingNetwork):
     """Vision transformer whose tokens are superpixels, merged after each stage into fewer, larger segments.
 
     The feature is the class token after the last stage's blocks. What follows them, the last graph pooling, only
@@ -117,6 +117,9 @@ class CAST(nn.Module):
         ValueError: on settings that do not fit together.
     """
 
+    input_names: ClassVar[tuple[str, ...]] = ("superpixels",)
+    has_class_attention = True
+
     embed_dim: int
     patch_embed: Any
     stages: Any
@@ -141,7 +144,7 @@ class CAST(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_pool(global_pool)
+        check_choice("global_pool", global_pool, POOLS)
         _check_width(embed_dim, num_heads, len(stem_strides))
         if superpixel_size < 1:
             raise ValueError(f"superpixel_size: expected at least 1 pixel, got {superpixel_size}")
@@ -218,7 +221,7 @@ class CAST(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new head of `num_classes` (0: none) in place, and another pooling if given."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_choice("global_pool", global_pool, POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -311,18 +314,41 @@ class CAST(nn.Module):
 
     # --- grouping ---------------------------------------------------------------------------------------------------
 
-    def forward_grouping(
-        self, x: Tensor, superpixels: Tensor | None = None, num_clusters: Sequence[int] | None = None
-    ) -> Grouping:
-        """Groups an image batch: superpixels, then the clusters of each stage; see `forward_features`."""
-        return self.forward_grouped(x, superpixels, num_clusters).grouping
+    @property
+    def grouping_levels(self) -> int:
+        """The superpixels, and the clusters of each stage."""
+        return 1 + len(self.stages)
+
+    @property
+    def grouping_args(self) -> dict[str, Any]:
+        """See `forward_features`."""
+        return dict(num_clusters=self.num_clusters)
+
+    def segment_grouping(self, grouped: GroupedFeatures) -> Grouping:
+        """The last stage's tokens as segments (of the dense variant the fused superpixels), all normalised.
+
+        The coarsest level of the grouping itself comes from a pooling that no loss on features trains.
+        """
+        assert grouped.grouping is not None
+        tokens = grouped.features[:, 1:]  # (B, N, C)
+        if self.dense:
+            eye = torch.eye(tokens.shape[1], device=tokens.device, dtype=tokens.dtype)
+            assignment = eye.expand(tokens.shape[0], 1, -1, -1)
+            return replace(grouped.grouping, assignments=[assignment], tokens=[tokens])
+        assignments, pooled = grouped.grouping.assignments[:-1], grouped.grouping.tokens[:-2]
+        return replace(grouped.grouping, assignments=assignments, tokens=[*pooled, tokens])
+
+    def input_makers(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Superpixels of a view, as many as fit by their size."""
+        make = partial(superpixels_by_size, size=self.superpixel_size, method=self.superpixel_method)
+        return dict(superpixels=make)
 
     def forward_grouped(
         self, x: Tensor, superpixels: Tensor | None = None, num_clusters: Sequence[int] | None = None
-    ) -> CASTFeatures:
-        """`forward_features`, the stages' tokens and `forward_grouping` in one pass."""
+    ) -> GroupedFeatures:
+        """Features, each stage's tokens (B, N_l, C), and the grouping: superpixels, then each stage's clusters."""
         encoded = self._encode(x, superpixels, num_clusters, pool_last=True)
-        return CASTFeatures(self._features(encoded), encoded.tokens, _grouping(encoded))
+        return GroupedFeatures(self._features(encoded), encoded.tokens, _grouping(encoded))
 
     def class_attention(
         self,
@@ -353,16 +379,12 @@ class CAST(nn.Module):
 
     def make_superpixels(self, x: Tensor) -> Tensor:
         """Superpixels (B, H, W) int64 of normalised images (B, in_chans, H, W), as the model makes them itself."""
-        config = getattr(self, "pretrained_cfg", {})
-        mean, std = (
-            torch.tensor(config.get(key, default), device=x.device).view(-1, 1, 1)
-            for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-        )
+        mean, std = (torch.tensor(self.pretrained_cfg[key], device=x.device).view(-1, 1, 1) for key in ("mean", "std"))
         images = x.detach().float()
         if len(mean) != x.shape[1]:
             images, mean, std = images.mean(dim=1, keepdim=True), mean.mean(), std.mean()
         images = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-        number = max(1, round(x.shape[-2] * x.shape[-1] / self.superpixel_size**2))
+        number = superpixel_count(x.shape[-2], x.shape[-1], self.superpixel_size)
         return make_superpixels(images, number, self.superpixel_method).labels
 
     def _encode(
@@ -375,8 +397,7 @@ class CAST(nn.Module):
         attend: tuple[int, int] | None = None,
     ) -> Encoded:
         """Runs the stages; the last one's pooling only with `pool_last`."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"CAST: expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
+        self.check_images(x)
         clusters = self.num_clusters if num_clusters is None else _check_clusters(num_clusters, len(self.stages))
         if superpixels is None:
             superpixels = self.make_superpixels(x)
@@ -462,11 +483,6 @@ def _unless_all(mask: Tensor) -> Tensor | None:
     return None if mask.all() else mask
 
 
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("token", ""):
-        raise ValueError(f"global_pool: expected 'token' or '', got {global_pool!r}")
-
-
 def _check_width(embed_dim: int, num_heads: int, num_convolutions: int) -> None:
     if min(embed_dim, num_heads) < 1:
         raise ValueError(f"embed_dim and num_heads: expected at least 1, got {embed_dim} and {num_heads}")
@@ -510,14 +526,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return build_model_with_cfg(
-        CAST,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter"),
-        **kwargs,
-    )
+    return build_network(CAST, variant, pretrained, (0, 1, 2, 3), filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model
@@ -561,7 +570,6 @@ def cast_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """A CAST for a laptop: width 64, 6 blocks, 64x64 images of about 64 superpixels, a stem of stride 2."""
     model_args: dict[str, Any] = dict(
         img_size=64,
-        num_classes=0,
         embed_dim=64,
         depths=(2, 1, 1, 2),
         num_heads=4,

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from grouping_zoo.models.checkpoint_keys import NETWORK_PREFIX, network_state_dict
+from grouping_zoo.models.checkpoint import NETWORK_PREFIX, fitted, network_state_dict
 
 MoCoEncoder = Literal["base", "momentum"]
 MOCO_ENCODERS = ("base", "momentum")
@@ -131,42 +130,7 @@ def checkpoint_filter_fn(
     Raises:
         ValueError: listing missing and leftover keys; only the head may differ.
     """
-    converted = convert_state_dict(state_dict, encoder)
-    expected = model.state_dict()
-    _check_keys(converted, expected)
-    if converted["pos_embed"].shape != expected["pos_embed"].shape:
-        converted["pos_embed"] = _resize_position_code(converted["pos_embed"], model)
-    if not any(key.startswith("head.") for key in expected):
-        return {key: value for key, value in converted.items() if not key.startswith("head.")}
-    # A checkpoint without a classifier leaves the model's own, freshly initialised one.
-    head = {key: value for key, value in expected.items() if key.startswith("head.")}
-    return head | converted
-
-
-def _resize_position_code(pos_embed: Tensor, model: Any) -> Tensor:
-    """Resizes a square position code (1, N, C) to the model's grid, bicubically."""
-    side = round(pos_embed.shape[1] ** 0.5)
-    if side**2 != pos_embed.shape[1]:
-        raise ValueError(
-            f"checkpoint: pos_embed holds {pos_embed.shape[1]} positions, which are no square grid to resize; "
-            "create the model with the img_size it was trained at"
-        )
-    size = list(model.patch_embed.grid_size)
-    return resample_abs_pos_embed(pos_embed, size, [side, side], num_prefix_tokens=0, antialias=False)
-
-
-def _check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
-    found, expected = ({key for key in keys if not key.startswith("head.")} for keys in (found, expected))
-    problems = [
-        f"{what}: {', '.join(sorted(keys))}"
-        for what, keys in (("missing keys", expected - found), ("leftover keys", found - expected))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"checkpoint: does not fit the model; {'; '.join(problems)}. "
-            "Check that the checkpoint and the model name belong together"
-        )
+    return fitted(convert_state_dict(state_dict, encoder), model)
 
 
 def _first_blocks(keys: Iterable[str]) -> dict[str, int]:

@@ -8,15 +8,13 @@ Shape legend: B batch, N tokens of a stage (N_0 patches on an h x w grid), G gro
 S segments that leave the network.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed, resample_abs_pos_embed, to_2tuple, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -24,21 +22,21 @@ from torch import Tensor, nn
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.conv_stem import ConvStem
 from grouping_zoo.layers.token_assignment import AssignmentMode, GroupingBlock, TokenMixer
-from grouping_zoo.models.default_cfg import COMMON_CFG
+from grouping_zoo.models.builder import COMMON_CFG, build_network, packaged_weights
+from grouping_zoo.models.family import (
+    GroupedFeatures,
+    GroupingNetwork,
+    check_choice,
+    pad_to_patches,
+    patch_grid,
+    register_family,
+)
 from grouping_zoo.models.groupvit_checkpoint import checkpoint_filter_fn
-from grouping_zoo.models.packaged import packaged_weights
 
 __all__ = ["GroupViT"]
 
 LAYER_NORM_EPS = 1e-5
-
-
-class GroupedFeatures(NamedTuple):
-    """What one pass finds: final segments (B, S, C), each stage's tokens (B, N, C) after its blocks, the grouping."""
-
-    segments: Tensor
-    stage_tokens: list[Tensor]
-    grouping: Grouping
+POOLS = ("avg", "")
 
 
 class GroupProjector(nn.Module):
@@ -128,7 +126,8 @@ class GroupingStage(nn.Module):
         return x, groups
 
 
-class GroupViT(nn.Module):
+@register_family
+class GroupViT(GroupingNetwork):
     """Vision transformer that merges its patch tokens into ever fewer segments.
 
     Args:
@@ -188,7 +187,7 @@ class GroupViT(nn.Module):
     ) -> None:
         super().__init__()
         _check_stages(depths, num_group_tokens, num_output_groups)
-        _check_pool(global_pool)
+        check_choice("global_pool", global_pool, POOLS)
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim: expected a multiple of num_heads ({num_heads}), got {embed_dim}")
         self.in_chans = in_chans
@@ -276,7 +275,7 @@ class GroupViT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new head of `num_classes` (0: none) in place, and another pooling if given."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_choice("global_pool", global_pool, POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
@@ -322,7 +321,7 @@ class GroupViT(nn.Module):
         take, last = feature_take_indices(len(self.stages), indices)
         stop = last + 1 if stop_early and intermediates_only else None
         final, features, assignments, _ = self._encode(x, stop=stop)
-        grid, _ = self._grid(x)
+        grid = patch_grid(x, self.patch_size).size
         taken = []
         for index in take:
             feature = self.norm(features[index]) if norm else features[index]  # (B, N, C)
@@ -347,14 +346,15 @@ class GroupViT(nn.Module):
 
     # --- grouping ---------------------------------------------------------------------------------------------------
 
-    def forward_grouping(self, x: Tensor) -> Grouping:
-        """Groups an image batch (B, in_chans, H, W); one level a grouping stage, the last tokens normalised."""
-        return self.forward_grouped(x).grouping
+    @property
+    def grouping_levels(self) -> int:
+        """The patches, and one level for each grouping stage."""
+        return 1 + sum(stage.grouping is not None for stage in self.stages)
 
     def forward_grouped(self, x: Tensor) -> GroupedFeatures:
-        """`forward_features`, the stages' tokens and `forward_grouping` in one pass."""
+        """Features, each stage's tokens after its blocks (B, N, C), and the grouping, its last tokens normalised."""
         segments, stage_tokens, assignments, tokens = self._encode(x)
-        grid, extent = self._grid(x)
+        grid, extent = patch_grid(x, self.patch_size)
         grouping = Grouping(
             assignments=[a[:, None] for a in assignments], tokens=[*tokens[:-1], segments], grid=grid, extent=extent
         )
@@ -377,22 +377,11 @@ class GroupViT(nn.Module):
             )
         return self.norm(self.stages[last].grouping.singletons(stage_tokens[last]))
 
-    def _grid(self, x: Tensor) -> tuple[tuple[int, int], tuple[float, float]]:
-        """The patch grid of a batch and the share of it that the image covers."""
-        height, width = x.shape[-2:]
-        h, w = math.ceil(height / self.patch_size[0]), math.ceil(width / self.patch_size[1])
-        return (h, w), (height / (h * self.patch_size[0]), width / (w * self.patch_size[1]))
-
     def _embed(self, x: Tensor) -> Tensor:
         """Patch tokens with position: (B, in_chans, H, W) -> (B, N_0, C)."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"GroupViT: expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
-        grid, _ = self._grid(x)
-        right = grid[1] * self.patch_size[1] - x.shape[-1]
-        bottom = grid[0] * self.patch_size[0] - x.shape[-2]
-        if right or bottom:
-            x = F.pad(x, (0, right, 0, bottom))
-        x = self.patch_embed(x)
+        self.check_images(x)
+        grid, _ = patch_grid(x, self.patch_size)
+        x = self.patch_embed(pad_to_patches(x, self.patch_size))
         # Plain bicubic, as the official code: antialiasing would change the kernel.
         pos_embed = resample_abs_pos_embed(
             self.pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0, antialias=False
@@ -445,11 +434,6 @@ def _check_stages(depths: Sequence[int], num_group_tokens: Sequence[int], num_ou
         )
 
 
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("avg", ""):
-        raise ValueError(f"global_pool: expected 'avg' or '', got {global_pool!r}")
-
-
 def _make_stem(
     stem: str, img_size: int | tuple[int, int], patch_size: int, in_chans: int, dim: int, depth: int
 ) -> nn.Module:
@@ -482,14 +466,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     stages = tuple(range(len(kwargs["depths"])))
-    return build_model_with_cfg(
-        GroupViT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", stages), feature_cls="getter"),
-        **kwargs,
-    )
+    return build_network(GroupViT, variant, pretrained, stages, filter_fn=checkpoint_filter_fn, **kwargs)
 
 
 @register_model

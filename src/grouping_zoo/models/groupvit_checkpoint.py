@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+
+from grouping_zoo.models.checkpoint import fitted, network_state_dict
 
 # Names inside a grouping block, the same in both foreign formats.
 _GROUPING = {
@@ -100,7 +101,7 @@ def detect_format(keys: Iterable[str]) -> str:
 
     Returns:
         "original", "transformers", "zoo" (this package's two towers, possibly under a `model.` prefix) or "timm"
-        (the vision tower alone).
+        (the vision tower alone, likewise).
 
     Raises:
         ValueError: if the keys fit none.
@@ -112,6 +113,7 @@ def detect_format(keys: Iterable[str]) -> str:
         ("model.vision.", "zoo"),
         ("vision.", "zoo"),
         ("stages.", "timm"),
+        ("model.stages.", "timm"),
     ):
         if any(key.startswith(prefix) for key in keys):
             return name
@@ -135,7 +137,7 @@ def convert_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     if name == "zoo":
         return {key.removeprefix("model."): value for key, value in state_dict.items()}
     if name == "timm":
-        return {f"vision.{key}": value for key, value in state_dict.items()}
+        return {f"vision.{key}": value for key, value in network_state_dict(state_dict).items()}
     table = ORIGINAL_KEYS if name == "original" else TRANSFORMERS_KEYS
     converted: dict[str, Tensor] = {}
     leftover = []
@@ -172,62 +174,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
     prefix = "vision."
     converted = convert_state_dict(state_dict)
     vision = {key.removeprefix(prefix): value for key, value in converted.items() if key.startswith(prefix)}
-    check_keys(
-        (key for key in vision if not key.startswith("head.")),
-        (key for key in model.state_dict() if not key.startswith("head.")),
-    )
-    resize_pos_embed(vision, "pos_embed", model)
-    check_shapes(vision, model.state_dict())
-    if isinstance(getattr(model, "head", None), nn.Linear) and "head.weight" not in vision:
-        # A checkpoint without a classifier leaves the model's own, freshly initialised one.
-        vision |= {f"head.{key}": value for key, value in model.get_classifier().state_dict().items()}
-    return vision
-
-
-def load_two_towers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-    """Loads an `ImageTextModel`'s tensors into another of the same parts; the image size may differ.
-
-    Raises:
-        ValueError: listing missing and leftover keys.
-    """
-    state_dict = dict(state_dict)
-    check_keys(state_dict, model.state_dict())
-    resize_pos_embed(state_dict, "vision.pos_embed", model.vision)
-    check_shapes(state_dict, model.state_dict())
-    model.load_state_dict(state_dict)
-
-
-def check_keys(found: Iterable[str], expected: Iterable[str]) -> None:
-    """Raises ValueError listing every key that is missing or left over."""
-    found, expected = set(found), set(expected)
-    problems = [
-        f"{what}: {', '.join(sorted(keys))}"
-        for what, keys in (("missing keys", expected - found), ("leftover keys", found - expected))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"checkpoint: does not fit the model; {'; '.join(problems)}. "
-            "Check that the checkpoint and the model name belong together"
-        )
-
-
-def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError listing tensors of another shape; timm itself adapts the first convolution and the head."""
-    wrong = [
-        f"{key} {tuple(found[key].shape)} instead of {tuple(expected[key].shape)}"
-        for key in sorted(found.keys() & expected.keys())
-        if found[key].shape != expected[key].shape and not key.startswith(("head.", "patch_embed."))
-    ]
-    if wrong:
-        raise ValueError(f"checkpoint: keys of another shape: {', '.join(wrong)}")
-
-
-def resize_pos_embed(state_dict: dict[str, Tensor], key: str, vision: Any) -> None:
-    """Resizes a square position embedding (1, N, C) in place to the model's grid, bicubically."""
-    grid = list(vision.patch_embed.grid_size)
-    if state_dict[key].shape[1] != grid[0] * grid[1]:
-        state_dict[key] = resample_abs_pos_embed(state_dict[key], grid, num_prefix_tokens=0, antialias=False)
+    return fitted(vision, model)
 
 
 def _rename(key: str, table: list[tuple[str, str]]) -> str | None:

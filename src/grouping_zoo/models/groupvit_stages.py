@@ -1,23 +1,21 @@
 """One or three grouping blocks from a checkpoint with two: which parameters go where.
 
-Sharma (2023), section 5.13: transformer blocks keep their order over all stages; a grouping block that the checkpoint
-lacks starts from its last one; of more group tokens the first ones are taken.
+Sharma (2023), section 5.13: transformer blocks keep their order over all stages; a grouping block that is missing
+in the checkpoint starts from its last one; of more group tokens the first ones are taken.
 """
 
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from grouping_zoo.models.image_text import ImageTextModel
+from torch import Tensor, nn
 
 
-def adapt_stages(state_dict: Mapping[str, Tensor], model: ImageTextModel) -> tuple[dict[str, Tensor], list[str]]:
+def adapt_stages(state_dict: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     """Rearranges a checkpoint's stages for a model with other stages.
 
     Args:
         state_dict: of an `ImageTextModel` with as many transformer blocks in all.
-        model: the target.
+        model: the `ImageTextModel` to load into.
 
     Returns:
         tensors for `model.load_state_dict`, and the names of those for which the checkpoint has nothing that fits,

@@ -6,29 +6,35 @@ Shape legend: B batch, (H, W) image, (h, w) patch grid, N = h * w input tokens, 
 tokens a head, d their width, C feature.
 """
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers import PatchEmbed, resample_abs_pos_embed, trunc_normal_
-from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, register_model
+from timm.models import checkpoint, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.attention_pooling import AttentionPooling
 from grouping_zoo.layers.multi_grouping import Entropies, GroupingLayer, MultiGrouping, Seeding
-from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
-from grouping_zoo.models.default_cfg import COMMON_CFG
-from grouping_zoo.models.packaged import packaged_weights
-from grouping_zoo.models.sizes import check_sizes
+from grouping_zoo.models.builder import COMMON_CFG, build_network, packaged_weights
+from grouping_zoo.models.family import (
+    GroupedFeatures,
+    GroupingNetwork,
+    check_choice,
+    check_sizes,
+    pad_to_patches,
+    patch_grid,
+    register_family,
+)
 
 __all__ = ["PGT"]
 
 DEPTHS = (10, 10, 10)
+POOLS = ("map", "")
 
 # At initialisation, beside weights scaled by fan-in and the GRU's usual ones: an update gate near 0 lets what a group
 # binds replace what it was, instead of an even mixture. Chosen on short supervised trainings of the nano.
@@ -48,15 +54,8 @@ class LayerStep(NamedTuple):
     groups: Tensor
 
 
-class PGTFeatures(NamedTuple):
-    """`features` as `forward_features` gives them, each layer's refined tokens (B, N, D), and a layer's `grouping`."""
-
-    features: Tensor
-    stage_tokens: list[Tensor]
-    grouping: Grouping
-
-
-class PGT(nn.Module):
+@register_family
+class PGT(GroupingNetwork):
     """Perceptual Group Tokenizer: each layer groups the input tokens and refines them by what their groups found.
 
     Group tokens start from random draws, so that their number M, and the number of binding iterations K, can be
@@ -94,6 +93,8 @@ class PGT(nn.Module):
         ValueError: on settings that do not fit together.
     """
 
+    has_assignment_entropies = True
+
     patch_embed: Any
     layers: Any
 
@@ -120,7 +121,7 @@ class PGT(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_pool(global_pool)
+        check_choice("global_pool", global_pool, POOLS)
         if len(depths) != len(group_dims) or not depths or min(depths) < 1:
             raise ValueError(
                 "depths and group_dims: expected one entry a block in each, depths of at least 1, got "
@@ -206,7 +207,7 @@ class PGT(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new head of `num_classes` (0: none) in place; `global_pool=""` drops the pooling for good."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_choice("global_pool", global_pool, POOLS)
             if global_pool and self.pool is None:
                 raise ValueError("global_pool: expected '', as the pooling was dropped, got 'map'; create a new model")
             self.global_pool = global_pool
@@ -231,9 +232,8 @@ class PGT(nn.Module):
         Returns:
             (B, A * M, d), head by head.
         """
-        for step in self._steps(x, num_groups, num_iters, seed):  # noqa: B007 - only the last one counts
-            pass
-        return step.groups.flatten(1, 2)
+        *_, last = self._steps(x, num_groups, num_iters, seed)
+        return last.groups.flatten(1, 2)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pools group tokens (B, A * M, d) to (B, C) and, unless `pre_logits`, classifies: (B, num_classes)."""
@@ -298,6 +298,21 @@ class PGT(nn.Module):
 
     # --- grouping ---------------------------------------------------------------------------------------------------
 
+    @property
+    def grouping_heads(self) -> int:
+        """Each head groups on its own."""
+        return self.num_heads
+
+    @property
+    def grouping_levels(self) -> int:
+        """The patches and their groups."""
+        return 2
+
+    @property
+    def grouping_args(self) -> dict[str, Any]:
+        """See `forward_grouping`."""
+        return dict(layer=-1, head=None, num_groups=self.num_groups, num_iters=self.num_iters, seed=0)
+
     def forward_grouping(
         self,
         x: Tensor,
@@ -337,15 +352,27 @@ class PGT(nn.Module):
         num_groups: Groups | None = None,
         num_iters: int | None = None,
         seed: int | None = None,
-    ) -> PGTFeatures:
-        """`forward_features`, the refined input tokens of each layer and `forward_grouping` in one pass."""
+    ) -> GroupedFeatures:
+        """Features, the refined input tokens of each layer (B, N, D), and `forward_grouping`, in one pass."""
         layer = self._layer(layer)
         stage_tokens = []
         for index, step in enumerate(self._steps(x, num_groups, num_iters, seed)):
             stage_tokens.append(step.tokens)
             if index == layer:
                 grouping = self._grouping(x, layer, step, head)
-        return PGTFeatures(step.groups.flatten(1, 2), stage_tokens, grouping)
+        return GroupedFeatures(step.groups.flatten(1, 2), stage_tokens, grouping)
+
+    @property
+    def segment_width(self) -> int:
+        """d of the last block."""
+        return self.group_dims[-1]
+
+    def segment_grouping(self, grouped: GroupedFeatures) -> Grouping:
+        """The group tokens of all heads side by side as segments: every head shares out an equal part of each token."""
+        assert grouped.grouping is not None
+        (assignment,) = grouped.grouping.assignments  # (B, A, N, M)
+        joined = assignment.transpose(1, 2).flatten(2)[:, None] / assignment.shape[1]  # (B, 1, N, A * M)
+        return replace(grouped.grouping, assignments=[joined], tokens=[grouped.features])
 
     def assignment_entropies(
         self, x: Tensor, num_groups: Groups | None = None, num_iters: int | None = None, seed: int | None = None
@@ -371,31 +398,20 @@ class PGT(nn.Module):
         chosen = None if head is None else head % self.num_heads
         assignment = self.layers[layer].grouping.assignment(step.inputs, step.groups, chosen)
         groups = step.groups if chosen is None else step.groups[:, chosen : chosen + 1]
-        grid, extent = self._grid(x)
+        grid, extent = patch_grid(x, self.patch_size)
         return Grouping(assignments=[assignment], tokens=[groups.transpose(1, 2).flatten(2)], grid=grid, extent=extent)
 
-    def _grid(self, x: Tensor) -> tuple[tuple[int, int], tuple[float, float]]:
-        """The patch grid of a batch and the share of it that the image covers."""
-        height, width = x.shape[-2:]
-        h, w = math.ceil(height / self.patch_size[0]), math.ceil(width / self.patch_size[1])
-        return (h, w), (height / (h * self.patch_size[0]), width / (w * self.patch_size[1]))
-
     def _spread(self, tokens: Tensor, x: Tensor) -> Tensor:
-        return tokens.transpose(1, 2).unflatten(2, self._grid(x)[0])  # (B, D, h, w)
+        return tokens.transpose(1, 2).unflatten(2, patch_grid(x, self.patch_size).size)  # (B, D, h, w)
 
     def _embed(self, x: Tensor) -> Tensor:
         """Patch tokens with position, (B, N, D); images are padded at the bottom and right to whole patches."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"PGT: expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
-        grid, _ = self._grid(x)
-        right = grid[1] * self.patch_size[1] - x.shape[-1]
-        bottom = grid[0] * self.patch_size[0] - x.shape[-2]
-        if right or bottom:
-            x = F.pad(x, (0, right, 0, bottom))
+        self.check_images(x)
+        grid, _ = patch_grid(x, self.patch_size)
         pos_embed = resample_abs_pos_embed(
             self.pos_embed, list(grid), list(self.patch_embed.grid_size), num_prefix_tokens=0, antialias=False
         )
-        return self.patch_embed(x) + pos_embed
+        return self.patch_embed(pad_to_patches(x, self.patch_size)) + pos_embed
 
     def _steps(
         self, x: Tensor, num_groups: Groups | None, num_iters: int | None, seed: int | None
@@ -437,11 +453,6 @@ def _init_binding(grouping: MultiGrouping) -> None:
         gru.bias_ih[dim : 2 * dim] -= UPDATE_BIAS
 
 
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("map", ""):
-        raise ValueError(f"global_pool: expected 'map' or '', got {global_pool!r}")
-
-
 def _check_iters(num_iters: int) -> int:
     if num_iters < 1:
         raise ValueError(f"num_iters: expected at least 1 iteration, got {num_iters}")
@@ -478,14 +489,7 @@ default_cfgs = generate_default_cfgs(
 
 def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     ends = tuple(end - 1 for end in accumulate(kwargs.get("depths", DEPTHS)))
-    return build_model_with_cfg(
-        PGT,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", ends), feature_cls="getter"),
-        **kwargs,
-    )
+    return build_network(PGT, variant, pretrained, ends, **kwargs)
 
 
 @register_model

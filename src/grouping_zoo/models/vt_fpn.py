@@ -17,13 +17,13 @@ Shape legend: B batch, (h_l, w_l) map of level l, 0 the finest, D pyramid channe
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.layers import ConvNormAct
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -31,12 +31,9 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.layers.token_projector import TokenProjector
 from grouping_zoo.layers.token_relation import TokenTransformer
 from grouping_zoo.layers.visual_tokenizer import FilterTokenizer, Projection
-from grouping_zoo.models.by_name import refuse_weight_sources
-from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
-from grouping_zoo.models.default_cfg import COMMON_CFG
-from grouping_zoo.models.packaged import packaged_weights
-from grouping_zoo.models.pretrained_backbone import BackboneSource, asked_for, load_backbone
-from grouping_zoo.models.sizes import check_sizes
+from grouping_zoo.models.builder import COMMON_CFG, build_network, packaged_weights, refuse_weight_sources
+from grouping_zoo.models.checkpoint import BackboneSource, asked_for, load_backbone
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork, check_choice, check_sizes, register_family
 
 __all__ = ["SemanticFPN"]
 
@@ -122,14 +119,6 @@ class VTNeck(nn.Module):
         return [level.features for level in self.forward_levels(maps)]
 
 
-class FPNFeatures(NamedTuple):
-    """`features` as `forward_features` gives them, `maps` as `forward_intermediates`, and the finest `grouping`."""
-
-    features: Tensor
-    maps: list[Tensor]
-    grouping: Grouping | None
-
-
 class SemanticHead(nn.Module):
     """Brings every level to the finest one's size, by convolutions and upsampling in turns, and sums them."""
 
@@ -155,7 +144,8 @@ class SemanticHead(nn.Module):
         return merged
 
 
-class SemanticFPN(nn.Module):
+@register_family
+class SemanticFPN(GroupingNetwork):
     """A timm backbone, a pyramid over its levels, and a prediction for every pixel of the finest level.
 
     Any image size that the backbone takes; in training, BatchNorm needs more than one value a channel, so that a batch
@@ -180,6 +170,8 @@ class SemanticFPN(nn.Module):
         ValueError: on unknown settings.
     """
 
+    predicts_pixels: ClassVar[bool] = True
+
     def __init__(
         self,
         backbone: str = "resnet50",
@@ -196,13 +188,14 @@ class SemanticFPN(nn.Module):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        if neck not in ("vt", "fpn"):
-            raise ValueError(f"neck: expected 'vt' or 'fpn', got {neck!r}")
+        check_choice("neck", neck, ("vt", "fpn"))
         check_sizes(num_tokens=num_tokens, token_dim=token_dim, dim=dim, head_dim=head_dim)
         _check_backbone(backbone, backbone_args or {})
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = head_dim
+        self.token_dim = token_dim
+        self.has_token_attention = neck == "vt"
         self.backbone = timm.create_model(
             backbone, features_only=True, out_indices=tuple(levels), in_chans=in_chans, **(backbone_args or {})
         )
@@ -294,23 +287,43 @@ class SemanticFPN(nn.Module):
 
     # --- grouping ---------------------------------------------------------------------------------------------------
 
+    @property
+    def grouping_heads(self) -> int:
+        """None of a plain FPN."""
+        return int(self.has_token_attention)
+
+    @property
+    def grouping_levels(self) -> int:
+        """The cells of a pyramid level's map and its tokens; none of a plain FPN."""
+        return 2 if self.has_token_attention else 0
+
+    @property
+    def grouping_args(self) -> dict[str, Any]:
+        """See `forward_grouping`."""
+        return dict(level=0) if self.has_token_attention else {}
+
+    @property
+    def segment_width(self) -> int:
+        """C_T."""
+        return self.token_dim
+
     def forward_grouping(self, x: Tensor, level: int = 0) -> Grouping:
-        """Groups an image batch by the tokens of one level, 0 the finest: the projector's assignment.
+        """Groups an image batch by the tokens of one level of the pyramid, 0 the finest: the projector's assignment.
 
         Raises:
             ValueError: of a plain FPN, which makes no groups, or on a level that is not there.
         """
         return _grouping(self._vt_level(x, level))
 
-    def forward_grouped(self, x: Tensor) -> FPNFeatures:
-        """`forward_features`, `forward_intermediates` and `forward_grouping` of the finest level in one pass."""
+    def forward_grouped(self, x: Tensor, level: int = 0) -> GroupedFeatures:
+        """Features, the maps of `forward_intermediates`, and `forward_grouping`, in one pass."""
         maps = self._levels(x)
         if not isinstance(self.neck, VTNeck):
             found = self.neck(maps)
-            return FPNFeatures(self.head(found), found, None)
+            return GroupedFeatures(self.head(found), found, None)
         levels = self.neck.forward_levels(maps)
         found = [level.features for level in levels]
-        return FPNFeatures(self.head(found), found, _grouping(levels[0]))
+        return GroupedFeatures(self.head(found), found, _grouping(levels[self._level(level)]))
 
     def token_attention(self, x: Tensor, level: int = -1, size: tuple[int, int] | None = None) -> Tensor:
         """Where the tokens of one level look (Figures 5, 7).
@@ -330,14 +343,16 @@ class SemanticFPN(nn.Module):
     def _vt_level(self, x: Tensor, level: int) -> VTLevel:
         if not isinstance(self.neck, VTNeck):
             raise ValueError("neck: expected 'vt' for a grouping, got 'fpn', which makes no groups")
+        return self.neck.forward_levels(self._levels(x))[self._level(level)]
+
+    def _level(self, level: int) -> int:
         count = len(self.feature_info)
         if not -count <= level < count:
             raise ValueError(f"level: expected -{count} to {count - 1}, got {level}")
-        return self.neck.forward_levels(self._levels(x))[level]
+        return level
 
     def _levels(self, x: Tensor) -> list[Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"SemanticFPN: expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
+        self.check_images(x)
         maps = self.backbone(x)
         # Some of timm's transformers keep channels last.
         return [m.permute(0, 3, 1, 2) for m in maps] if self.backbone.output_fmt == "NHWC" else maps
@@ -406,14 +421,7 @@ def _create(
 ) -> nn.Module:
     """Builds a variant; its backbone starts from `pretrained_backbone` (see `load_backbone`), if not `pretrained`."""
     source = asked_for(pretrained_backbone, pretrained, kwargs)
-    network: Any = build_model_with_cfg(
-        SemanticFPN,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", (0, 1, 2, 3)), feature_cls="getter"),
-        **kwargs,
-    )
+    network = build_network(SemanticFPN, variant, pretrained, (0, 1, 2, 3), **kwargs)
     if source is not None:
         backbone = (network.model if kwargs.get("features_only") else network).backbone
         inner = getattr(backbone, "model", backbone)

@@ -28,7 +28,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.models import build_model_with_cfg, checkpoint, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models import checkpoint, checkpoint_seq, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
@@ -42,15 +42,14 @@ from grouping_zoo.layers.visual_tokenizer import (
     TokenizerMethod,
     make_tokenizer,
 )
-from grouping_zoo.models.checkpoint_keys import checkpoint_filter_fn
-from grouping_zoo.models.default_cfg import COMMON_CFG
-from grouping_zoo.models.packaged import packaged_weights
-from grouping_zoo.models.pretrained_backbone import BackboneSource, asked_for, load_backbone
-from grouping_zoo.models.sizes import check_sizes
+from grouping_zoo.models.builder import COMMON_CFG, build_network, packaged_weights
+from grouping_zoo.models.checkpoint import BackboneSource, asked_for, load_backbone
+from grouping_zoo.models.family import GroupedFeatures, GroupingNetwork, check_choice, check_sizes, register_family
 
 __all__ = ["VTResNet"]
 
 BLOCKS: dict[str, Any] = {"basic": BasicBlock, "bottleneck": Bottleneck}
+POOLS = ("avg", "")
 STEM = ("conv1", "bn1", "act1", "maxpool")
 
 
@@ -68,14 +67,6 @@ class VTOutput(NamedTuple):
     tokens: Tensor
     attention: Tensor
     assignment: Tensor | None
-
-
-class VTResNetFeatures(NamedTuple):
-    """`features` as `forward_features` gives them, `maps` as `forward_intermediates`, and the `grouping`."""
-
-    features: Tensor
-    maps: list[Tensor]
-    grouping: Grouping
 
 
 class VTModule(nn.Module):
@@ -120,7 +111,8 @@ class VTModule(nn.Module):
         return VTOutput(x, tokens, attention, assignment)
 
 
-class VTResNet(nn.Module):
+@register_family
+class VTResNet(GroupingNetwork):
     """ResNet's stem and first stages, then visual transformer modules; the mean of the last tokens is classified.
 
     Stem and stages are timm's `ResNet`, under its names. Any image size from 32 up.
@@ -151,6 +143,8 @@ class VTResNet(nn.Module):
 
     maxpool: nn.Module
 
+    has_token_attention = True
+
     def __init__(
         self,
         block: Literal["basic", "bottleneck"] = "basic",
@@ -173,7 +167,7 @@ class VTResNet(nn.Module):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_pool(global_pool)
+        check_choice("global_pool", global_pool, POOLS)
         _check_block(block, layers, channels)
         check_sizes(num_modules=num_modules, num_tokens=num_tokens, token_dim=token_dim, map_dim=map_dim)
         self.in_chans = in_chans
@@ -222,11 +216,6 @@ class VTResNet(nn.Module):
     # --- the timm surface -------------------------------------------------------------------------------------------
 
     @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that weight decay leaves alone: none beside those that timm leaves out for all models."""
-        return set()
-
-    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Layer groups for layer-wise learning rates."""
         return dict(
@@ -248,7 +237,7 @@ class VTResNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new head of `num_classes` (0: none) in place, and another pooling if given."""
         if global_pool is not None:
-            _check_pool(global_pool)
+            check_choice("global_pool", global_pool, POOLS)
             self.global_pool = global_pool
         self.num_classes = num_classes
         parameter = next(self.parameters())
@@ -324,13 +313,18 @@ class VTResNet(nn.Module):
         """
         return _grouping(self._run_modules(self._stages(x)[-1]))
 
-    def forward_grouped(self, x: Tensor) -> VTResNetFeatures:
-        """`forward_features`, all maps of `forward_intermediates` and `forward_grouping` in one pass."""
+    @property
+    def grouping_levels(self) -> int:
+        """The cells of the map and the tokens."""
+        return 2
+
+    def forward_grouped(self, x: Tensor) -> GroupedFeatures:
+        """Features, all maps of `forward_intermediates`, and `forward_grouping`, in one pass."""
         maps = self._stages(x)
         outputs = self._run_modules(maps[-1])
         if self._num_projectors:
             maps.append(outputs[-1].features)
-        return VTResNetFeatures(self._final_tokens(outputs[-1]), maps, _grouping(outputs))
+        return GroupedFeatures(self._final_tokens(outputs[-1]), maps, _grouping(outputs))
 
     def token_attention(self, x: Tensor, module: int = 0, size: tuple[int, int] | None = None) -> Tensor:
         """Where the tokens of one module look (Figures 5, 7).
@@ -351,8 +345,7 @@ class VTResNet(nn.Module):
 
     def _stages(self, x: Tensor, stop: int | None = None) -> list[Tensor]:
         """Maps of the stem and of the first `stop` stages."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"VTResNet: expected images of shape (B, {self.in_chans}, H, W), got {tuple(x.shape)}")
+        self.check_images(x)
         x = self.act1(self.bn1(self.conv1(x)))
         maps = [x]
         for i, name in enumerate(self.stage_names[:stop]):
@@ -397,11 +390,6 @@ def _grouping(outputs: Sequence[VTOutput]) -> Grouping:
     return Grouping(assignments=[assignment[:, None]], tokens=[last.tokens], grid=(rows, columns))
 
 
-def _check_pool(global_pool: str) -> None:
-    if global_pool not in ("avg", ""):
-        raise ValueError(f"global_pool: expected 'avg' or '', got {global_pool!r}")
-
-
 def _check_block(block: str, layers: Sequence[int], channels: Sequence[int]) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block: expected one of {tuple(BLOCKS)}, got {block!r}")
@@ -444,14 +432,7 @@ def _create(
     source = asked_for(pretrained_backbone, pretrained, kwargs)
     has_last_map = kwargs.get("projector", True) and kwargs.get("num_modules", 2) > 1
     maps = tuple(range(1 + len(kwargs.get("layers", (2, 2, 2))) + has_last_map))
-    network: Any = build_model_with_cfg(
-        VTResNet,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg=dict(out_indices=kwargs.pop("out_indices", maps), feature_cls="getter"),
-        **kwargs,
-    )
+    network = build_network(VTResNet, variant, pretrained, maps, **kwargs)
     if source is not None:
         inner = network.model if kwargs.get("features_only") else network
         load_backbone(inner, source, ("conv1.", "bn1.", "layer"), in_chans=inner.in_chans)

@@ -154,6 +154,7 @@ class ImageTextObjective(nn.Module):
         """
         vision = self.model.vision
         segments, stage_tokens, grouping = vision.forward_grouped(pixel_values)
+        assert grouping is not None
         rows = {"multi_label": vision.forward_head(segments, pre_logits=True)[:, None]}
         weights = self.noun_weights | self.entropy_weights
         if any(weights.get(name) for name in ("segment", "label_entropy", "segment_entropy")):
