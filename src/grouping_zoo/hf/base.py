@@ -1,4 +1,4 @@
-"""What all transformers classes of the zoo share: strict loading and the networks' own initialisation."""
+"""Base of all transformers classes of the zoo: strict loading and the networks' own initialisation."""
 
 from collections.abc import Set
 from typing import Any
@@ -7,18 +7,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from grouping_zoo.models.checkpoint import problems_of_keys
+
 
 class ZooPreTrainedModel(PreTrainedModel):
     """A transformers model around one network of this package, held as `self.model`.
 
     Loading is strict: a checkpoint with missing, leftover or misshapen keys is an error that lists them, since a
-    model that is partly random still runs and its figures look merely bad.
+    model that is partly random still runs and its results look merely bad.
     """
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     accepts_loss_kwargs = False
+
+    model: Any
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -37,49 +41,68 @@ class ZooPreTrainedModel(PreTrainedModel):
             model.get_parameter(name).requires_grad_(False)
         missing = set(info["missing_keys"])
         misshapen = set() if accept_shapes else {entry[0] for entry in info["mismatched_keys"]}
-        fresh = model.start_fresh_head(pretrained_model_name_or_path, missing, misshapen, kwargs)
-        problems = {
-            "missing keys": missing - fresh,
-            "leftover keys": info["unexpected_keys"],
-            "keys of another shape": misshapen - fresh,
-        }
-        listed = [f"{what}: {', '.join(sorted(keys))}" for what, keys in problems.items() if keys]
-        if listed:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: the checkpoint does not fit {cls.__name__}; {'; '.join(listed)}"
-            )
+        fresh = model.keys_of_fresh_head(pretrained_model_name_or_path, missing, misshapen, kwargs)
+        problems = problems_of_keys(
+            missing=missing - fresh, leftover=info["unexpected_keys"], misshapen=misshapen - fresh
+        )
+        if problems:
+            raise ValueError(f"{pretrained_model_name_or_path}: the checkpoint does not fit {cls.__name__}; {problems}")
         return (model, info) if with_info else model
+
+    def make_network(self) -> nn.Module:
+        """The network of `self.config`, with weights drawn by its own rules."""
+        raise NotImplementedError
 
     def post_init(self) -> None:
         """Ends every constructor."""
         self._frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        # A network draws its weights when it is made, but nothing can be drawn on the meta device.
+        self._drawn = not any(parameter.is_meta for parameter in self.model.parameters())
         super().post_init()
 
-    def start_fresh_head(self, source: Any, missing: Set[str], misshapen: Set[str], kwargs: dict[str, Any]) -> set[str]:
-        """Initialises a head that the checkpoint was not meant to fill, and names its keys; here there is no head.
+    def keys_of_fresh_head(
+        self, source: Any, missing: Set[str], misshapen: Set[str], kwargs: dict[str, Any]
+    ) -> set[str]:
+        """Keys of a head that the checkpoint was not meant to fill; none where the model has no head.
 
         Args:
-            source: the checkpoint's folder or hub name.
-            missing: keys that the checkpoint lacks.
+            source: the checkpoint's folder or hub name; None where the weights were given as a `state_dict`.
+            missing: keys that the checkpoint does not have.
             misshapen: keys that have another shape there.
             kwargs: of `from_pretrained`.
         """
         return set()
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """The networks' own initialisation, children first; transformers' defaults would overwrite it."""
-        initialise = getattr(module, "init_weights", None) or getattr(module, "reset_parameters", None)
-        if initialise is not None and module is not self:
-            initialise()
+        # The network has drawn its weights by rules that its single layers do not know.
+        if not any(module is part for part in self.model.modules()):
+            super()._init_weights(module)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draws what no checkpoint has filled; tensors of the network are taken from a freshly drawn one."""
+        super().initialize_weights()
+        if self._drawn:
+            return
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        # transformers marks the tensors that it has loaded.
+        empty = {key: value for key, value in tensors.items() if not getattr(value, "_is_hf_initialized", False)}
+        if empty:
+            with torch.device("cpu"):
+                fresh = self.make_network()
+            drawn = {**dict(fresh.named_parameters()), **dict(fresh.named_buffers())}
+            for key, value in empty.items():
+                value.copy_(drawn[key])
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, *args: Any, every_n_layers: int = 1, **kwargs: Any
+    ) -> None:
+        if every_n_layers != 1:
+            raise ValueError(
+                f"every_n_layers: expected 1, as all blocks are recomputed or none, got {every_n_layers}; leave it out"
+            )
+        self.gradient_checkpointing = enable  # read by transformers and its Trainer
         self.model.set_grad_checkpointing(enable)
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether any block is recomputed in the backward pass."""
-        return any(getattr(module, "grad_checkpointing", False) for module in self.modules())
 
 
 def hub_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:

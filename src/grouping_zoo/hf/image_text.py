@@ -161,7 +161,16 @@ class ZooGroupViTModel(ZooPreTrainedModel):
 
     def __init__(self, config: ZooGroupViTConfig) -> None:
         super().__init__(config)
-        self.model = ImageTextModel(
+        self.model = self.make_network()
+        if config.pretrained_cfg is None:
+            config.pretrained_cfg = input_cfg(self.model.vision)
+        config.num_features = self.model.vision.num_features
+        self.post_init()
+
+    def make_network(self) -> ImageTextModel:
+        """See `ZooPreTrainedModel.make_network`."""
+        config = self.config
+        return ImageTextModel(
             config.architecture,
             config.model_args,
             config.text_args,
@@ -169,10 +178,6 @@ class ZooGroupViTModel(ZooPreTrainedModel):
             config.projection_hidden_dim,
             config.projection_batch_norm,
         )
-        if config.pretrained_cfg is None:
-            config.pretrained_cfg = input_cfg(self.model.vision)
-        config.num_features = self.model.vision.num_features
-        self.post_init()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -181,6 +186,8 @@ class ZooGroupViTModel(ZooPreTrainedModel):
         Raises:
             ValueError: listing the keys, if the checkpoint does not fill the model exactly.
         """
+        if pretrained_model_name_or_path is None:  # weights given as a `state_dict`
+            return super().from_pretrained(None, *args, **kwargs)
         config_dict, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments(kwargs))
         if config_dict.get("model_type") != GroupViTConfig.model_type:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

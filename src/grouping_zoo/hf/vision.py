@@ -240,8 +240,8 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
 
     def __init__(self, config: ZooVisionConfig, num_classes: int = 0) -> None:
         super().__init__(config)
-        # transformers asks for a precision by the default one; a network may hold values made in another.
-        self.model = config.create_network(num_classes).to(torch.get_default_dtype())
+        self._num_classes = num_classes
+        self.model = self.make_network()
         config.num_features = self.model.num_features
         if config.pretrained_cfg is None:
             config.pretrained_cfg = input_cfg(self.model)
@@ -249,6 +249,11 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
         config.label2id = {str(name): int(index) for index, name in (config.id2label or {}).items()}
         heads = {f"{NETWORK_PREFIX}{config.classifier}.", SEGMENTATION_PREFIX} - {self._head_prefix}
         self._keys_to_ignore_on_load_unexpected = ["^" + head.replace(".", r"\.") for head in sorted(heads)]
+
+    def make_network(self) -> nn.Module:
+        """See `ZooPreTrainedModel.make_network`."""
+        # transformers asks for a precision by the default one; a network may hold values made in another.
+        return self.config.create_network(self._num_classes).to(torch.get_default_dtype())
 
     @property
     def _head_prefix(self) -> str | None:
@@ -269,32 +274,23 @@ class ZooVisionPreTrainedModel(ZooPreTrainedModel):
             config.pretrained_cfg["label_names"] = [config.id2label[index] for index in range(config.num_classes)]
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def start_fresh_head(self, source: Any, missing: Set[str], misshapen: Set[str], kwargs: dict[str, Any]) -> set[str]:
-        """Accepts a head that the checkpoint lacks as a whole, or that is asked for with another number of labels."""
+    def keys_of_fresh_head(
+        self, source: Any, missing: Set[str], misshapen: Set[str], kwargs: dict[str, Any]
+    ) -> set[str]:
+        """Keys of a head that the checkpoint misses as a whole, or that has another number of labels there."""
         if self._head_prefix is None:
             return set()
         head = {key for key in self.state_dict() if key.startswith(self._head_prefix)}
         if not head & (missing | misshapen):
             return set()
+        if source is None:
+            return head if head <= missing else head & misshapen
         found, _ = PreTrainedConfig.get_config_dict(source, **hub_arguments(kwargs))
-        fresh: set[str] = set()
         if head <= missing and type(self).__name__ not in (found.get("architectures") or []):
-            fresh = head
-        elif type(self.config).from_dict(dict(found)).num_labels != self.config.num_labels:
-            fresh = head & misshapen
-        if fresh:
-            self._init_head()
-        return fresh
-
-    def _init_head(self) -> None:
-        """Initialises a fresh head; transformers has given it its layers' own defaults."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        # timm has drawn the network's weights, by rules that its single layers do not know.
-        if not any(module is part for part in self.model.modules()):
-            super()._init_weights(module)
-        elif hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()  # what no checkpoint holds
+            return head
+        if type(self.config).from_dict(dict(found)).num_labels != self.config.num_labels:
+            return head & misshapen
+        return set()
 
     def _extras(
         self, encoded: GroupedFeatures, output_hidden_states: bool | None, output_attentions: bool | None
@@ -351,9 +347,6 @@ class ZooOwnHeadModel(ZooVisionPreTrainedModel):
     @property
     def _head_prefix(self) -> str:
         return f"{NETWORK_PREFIX}{self.config.classifier}."
-
-    def _init_head(self) -> None:
-        self.model.reset_classifier(self.config.num_labels)
 
 
 class ZooForImageClassification(ZooOwnHeadModel):
