@@ -6,7 +6,7 @@ Shape legend: B batch, A assignment heads, N_l tokens of level l, C token width,
 (H, W) output size in pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 
 # eq=False: comparing tensors field by field has no single truth value.
@@ -229,3 +230,36 @@ class Grouping:
     def _nearest(self, out: int, extent: float, cells: int) -> Tensor:
         centres = (torch.arange(out, device=self.assignments[0].device, dtype=torch.float64) + 0.5) / out
         return (centres * extent * cells).long().clamp_(max=cells - 1)
+
+
+def _flatten(grouping: Grouping) -> tuple[list[Any], tuple[Any, ...]]:
+    superpixels = [] if grouping.superpixels is None else [grouping.superpixels]
+    tensors = [list(grouping.assignments), list(grouping.tokens), superpixels]
+    return tensors, (grouping.grid, grouping.extent)
+
+
+def _unflatten(tensors: Iterable[Any], context: tuple[Any, ...]) -> Grouping:
+    # Without the checks of the constructor: while a program is traced, anything may stand in the place of a tensor.
+    assignments, tokens, superpixels = tensors
+    grid, extent = context
+    grouping = object.__new__(Grouping)
+    for name, value in (("assignments", assignments), ("tokens", tokens), ("grid", grid), ("extent", extent)):
+        object.__setattr__(grouping, name, value)
+    object.__setattr__(grouping, "superpixels", superpixels[0] if superpixels else None)
+    return grouping
+
+
+def _flatten_with_keys(grouping: Grouping) -> tuple[list[Any], tuple[Any, ...]]:
+    tensors, context = _flatten(grouping)
+    keys = map(pytree.GetAttrKey, ("assignments", "tokens", "superpixels"))
+    return list(zip(keys, tensors, strict=True)), context
+
+
+# As a node of trees of tensors a grouping may be an output of exported, traced and compiled programs.
+pytree.register_pytree_node(
+    Grouping,
+    _flatten,
+    _unflatten,
+    serialized_type_name="grouping_zoo.Grouping",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

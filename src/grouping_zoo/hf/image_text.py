@@ -7,11 +7,11 @@ Shape legend: B images, L texts, T text tokens, S segments, C tower width, D joi
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -63,6 +63,7 @@ class ZooGroupViTConfig(PreTrainedConfig):
     """
 
     model_type = "zoo_groupvit"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["grouping"]
 
     architecture: str = "groupvit_small_patch16_224"
     model_args: dict[str, Any] | None = None
@@ -206,10 +207,20 @@ class ZooGroupViTModel(ZooPreTrainedModel):
         model.model.load_state_dict(convert_state_dict(source.state_dict()))
         return model.to(source.dtype).eval()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Embedding of the text tokens."""
+        return self.model.text.token_embedding
+
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """The vision tower's output, with `pooler_output` projected to the joint space (B, D)."""
-        output, _ = self._vision(pixel_values, self._extra_inputs(kwargs))
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPooling:
+        """The vision tower's output, with `pooler_output` projected to the joint space (B, D); see `forward`."""
+        output, _ = self._vision(pixel_values, self._extra_inputs(kwargs), output_attentions, output_hidden_states)
         output.pooler_output = self.model.image_projector(output.pooler_output)
         return output
 

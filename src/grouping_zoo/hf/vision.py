@@ -457,13 +457,19 @@ class ZooBackbone(BackboneMixin, ZooVisionPreTrainedModel):
 
     @can_return_tuple
     def forward(
-        self, pixel_values: Tensor, *, output_hidden_states: bool | None = None, **network_args: Any
+        self,
+        pixel_values: Tensor,
+        *,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **network_args: Any,
     ) -> BackboneOutput:
         """Feature maps (B, C, h, w) of the stages in `out_features`, as timm's `forward_intermediates` gives them.
 
         Args:
             pixel_values: (B, in_chans, H, W), any size that the network takes.
             output_hidden_states: also return the maps of all stages.
+            output_attentions: has no effect, as in backbones without attention maps.
             network_args: the network's own arguments.
         """
         number = len(self.stage_names)

@@ -28,5 +28,5 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, dim) to features (B, C)."""
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)
         return self.attention(query, tokens, tokens, need_weights=False)[0][:, 0]

@@ -185,8 +185,8 @@ class MultiGrouping(nn.Module):
         """Group tokens to start from, (B, H, M, d)."""
         number = self.num_groups if num_groups is None else num_groups
         if noise is None:
-            noise = torch.randn(len(x), self.num_heads, number, self.group_dim, device=x.device)
-        return self.seeds(noise[..., :number, : self.group_dim]).expand(len(x), -1, -1, -1)
+            noise = torch.randn(x.shape[0], self.num_heads, number, self.group_dim, device=x.device)
+        return self.seeds(noise[..., :number, : self.group_dim]).expand(x.shape[0], -1, -1, -1)
 
     def _bind(self, keys: Tensor, values: Tensor, seeds: Tensor, num_iters: int | None) -> Tensor:
         """Algorithm 1: final group tokens (B, H, M, d)."""
@@ -269,6 +269,8 @@ def _assign(keys: Tensor, queries: Tensor) -> Tensor:
 
 
 def _chunk_length(keys: Tensor, num_groups: int) -> int:
-    """Tokens whose weights are made at once."""
+    """Number of tokens whose weights are made at once."""
+    if torch.compiler.is_exporting():  # a program for any batch size cannot depend on it
+        return LONGEST_CHUNK
     entries = CHUNK_ENTRIES.get(keys.device.type, DEFAULT_CHUNK_ENTRIES)
     return min(max(entries // (keys.shape[0] * keys.shape[1] * num_groups), SHORTEST_CHUNK), LONGEST_CHUNK)

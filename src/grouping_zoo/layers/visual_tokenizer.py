@@ -122,7 +122,7 @@ class PoolingTokenizer(VisualTokenizer):
             F.adaptive_avg_pool1d(torch.eye(side, device=x.device)[None], cells)[0].T
             for side, cells in zip(x.shape[-2:], token_grid(self.num_tokens), strict=True)
         )
-        return torch.kron(rows, columns).expand(len(x), -1, -1)
+        return torch.kron(rows, columns).expand(x.shape[0], -1, -1)
 
 
 def make_tokenizer(method: TokenizerMethod, dim: int, token_dim: int, num_tokens: int) -> VisualTokenizer:

@@ -404,7 +404,7 @@ class CAST(GroupingNetwork):
         check_superpixels(superpixels, x)
         superpixels = superpixels.to(x.device, torch.int64)
         tokens, valid, empty = self._embed(x, superpixels)
-        cls_token = self.cls_token.expand(len(x), -1, -1)
+        cls_token = self.cls_token.expand(x.shape[0], -1, -1)
         encoded = Encoded([], [], [], [], [], superpixels, None)
         for i, stage in enumerate(self.stages[:stop]):
             block = attend[1] if attend is not None and attend[0] == i else None

@@ -108,7 +108,11 @@ def sincos_position_code(grid: tuple[int, int], dim: int) -> Tensor:
     rows, columns = (torch.arange(side, dtype=torch.float32) for side in grid)
     row = (rows[:, None] * frequencies)[:, None].expand(-1, grid[1], -1)  # (h, w, C / 4)
     column = (columns[:, None] * frequencies)[None].expand(grid[0], -1, -1)
-    return torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1).flatten(0, 1)[None]
+    return (
+        torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
+        .flatten(0, 1)[None]
+        .to(torch.get_default_dtype())
+    )
 
 
 def class_token_attention(block: Any, x: Tensor, mask: Tensor | None) -> Tensor:

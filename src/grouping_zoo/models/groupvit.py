@@ -115,7 +115,7 @@ class GroupingStage(nn.Module):
         """The blocks alone: segments (B, N, C) and group tokens (B, G, C), if the stage has any, after them."""
         groups = None
         if self.group_tokens is not None:
-            groups = self.group_tokens.expand(len(x), -1, -1)
+            groups = self.group_tokens.expand(x.shape[0], -1, -1)
             if self.group_projector is not None:
                 groups = groups + self.group_projector(previous)
             x = torch.cat([x, groups], dim=1)  # (B, N + G, C)

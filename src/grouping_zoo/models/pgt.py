@@ -162,6 +162,8 @@ class PGT(GroupingNetwork):
         self.feature_info = [
             dict(module=f"layers.{i}", num_chs=embed_dim, reduction=patch_size) for i in range(len(widths))
         ]
+        # Drawn once: a generator inside of an exported or traced program would go on drawing.
+        self.evaluation_noise = self._draw_noise(max(self.num_groups), 0)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -419,7 +421,7 @@ class PGT(GroupingNetwork):
         """Runs the layers one by one."""
         numbers = self.num_groups if num_groups is None else _groups_of_layers(num_groups, self.depths)
         iters = self.num_iters if num_iters is None else _check_iters(num_iters)
-        noise = None if self.training and seed is None else self._noise(max(numbers), seed or 0, x.device)
+        noise = None if self.training and seed is None else self._noise(max(numbers), seed or 0).to(x.device)
         tokens = self._embed(x)
         # A pruned network has fewer layers than numbers.
         for layer, number in zip(self.layers, numbers, strict=False):
@@ -430,11 +432,16 @@ class PGT(GroupingNetwork):
                 tokens, groups = layer(inputs, noise, number, iters)
             yield LayerStep(inputs, tokens, groups)
 
-    def _noise(self, num_groups: int, seed: int, device: torch.device) -> Tensor:
+    def _noise(self, num_groups: int, seed: int) -> Tensor:
+        """Noise of a seed; that of seed 0 for the model's own number of groups is kept."""
+        kept = self.evaluation_noise
+        return kept if seed == 0 and num_groups == kept.shape[1] else self._draw_noise(num_groups, seed)
+
+    def _draw_noise(self, num_groups: int, seed: int) -> Tensor:
         """Unit Gaussian (A, M, d of the widest block), drawn on the CPU so that devices agree."""
         generator = torch.Generator().manual_seed(seed)
         noise = torch.randn(num_groups, self.num_heads, max(self.group_dims), generator=generator, device="cpu")
-        return noise.transpose(0, 1).to(device)
+        return noise.transpose(0, 1)
 
 
 def _init_linear(module: nn.Module) -> None:

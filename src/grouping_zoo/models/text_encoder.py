@@ -121,7 +121,7 @@ class TextEncoder(nn.Module):
     def pool(self, x: Tensor, input_ids: Tensor) -> Tensor:
         """The state at the end-of-text token: (B, T, C) -> (B, C)."""
         keys = input_ids if self.eos_token_id is None else (input_ids == self.eos_token_id).int()
-        return x[torch.arange(len(x), device=x.device), keys.argmax(dim=1)]
+        return x[torch.arange(x.shape[0], device=x.device), keys.argmax(dim=1)]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Feature of each text: (B, T) int64 -> (B, C)."""
