@@ -47,7 +47,7 @@ class GroupingNetwork(nn.Module):
     """
 
     input_names: ClassVar[tuple[str, ...]] = ()
-    predicts_pixels: ClassVar[bool] = False
+    predicts_pixels: bool = False
     has_class_attention: bool = False
     has_token_attention: bool = False
     has_assignment_entropies: bool = False

@@ -17,7 +17,7 @@ Shape legend: B batch, (h_l, w_l) map of level l, 0 the finest, D pyramid channe
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -170,7 +170,7 @@ class SemanticFPN(GroupingNetwork):
         ValueError: on unknown settings.
     """
 
-    predicts_pixels: ClassVar[bool] = True
+    predicts_pixels = True
 
     def __init__(
         self,
