@@ -1,8 +1,8 @@
 """A family of one's own: Slot Attention as a fifth grouping network, in one file, without an edit of the package.
 
 Locatello et al., "Object-Centric Learning with Slot Attention" (NeurIPS 2020), section 2.1 and Algorithm 1. Importing
-the file registers `slot_attention_nano` with timm and with transformers. Run as a script it is the `grouping-zoo` command
-with one more family:
+the file registers `slot_attention_nano` with timm and with transformers. Run as a script it is the `grouping-zoo`
+command with one more family:
 
     python examples/slot_attention.py train groupvit_nano_scenes_quick model.architecture=slot_attention_nano ...
     python examples/slot_attention.py segment docs/scene.png --model runs/mine/checkpoint
