@@ -1,8 +1,12 @@
+"""Recipes: reading, overrides, bases, saving, and the errors of each mistake."""
+
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import toy_task
 from grouping_zoo.engine import recipe as recipe_module
@@ -54,6 +58,69 @@ def test_saved_recipe_reads_back_equal(file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, overrides)
     save_recipe(recipe, tmp_path / "resolved.yaml")
     assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_a_packaged_recipe_reads_like_the_resolved_one_that_an_earlier_release_saved(tmp_path: Path) -> None:
+    saved = json.loads((Path(toy_task.__file__).parent / "golden" / "recipes.json").read_text())
+    assert len(saved) == 19
+    for name, settings in saved.items():
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+        assert load_recipe(tmp_path / "recipe.yaml") == load_recipe(name), name
+
+
+# --- bases ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_changes_single_settings_of_its_base(file: Path, tmp_path: Path) -> None:
+    middle, last = tmp_path / "deeper" / "middle.yaml", tmp_path / "last.yaml"
+    middle.parent.mkdir()
+    middle.write_text("base: ../recipe.yaml\nrun: {steps: 30, seed: 3}\ntoy: {noisy: false, extra: {a: 1, b: 2}}\n")
+    last.write_text("base: deeper/middle.yaml\nrun: {seed: 4}\ntoy: {extra: {b: 3}}\n")
+    recipe = load_recipe(last, ["run.batch_size=16"])
+    expected = ["run.steps=30", "run.seed=4", "run.batch_size=16", "toy.noisy=false", "toy.extra={b: 3}"]
+    assert recipe == load_recipe(file, expected)
+    save_recipe(recipe, tmp_path / "resolved.yaml")
+    assert "base" not in (tmp_path / "resolved.yaml").read_text()
+    assert load_recipe(tmp_path / "resolved.yaml") == recipe
+
+
+def test_a_packaged_recipe_is_a_base(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("base: cast_small_in100\nrun: {steps: 7000, warmup_steps: 3}\n")
+    with pytest.raises(ValueError, match=r"own\.yaml: run\.warmup_steps is no setting"):
+        load_recipe(tmp_path / "own.yaml")
+    (tmp_path / "own.yaml").write_text("base: cast_small_in100\nrun: {steps: 99001}\n")
+    assert load_recipe(tmp_path / "own.yaml") == load_recipe("cast_small_in100", ["run.steps=99001"])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "base: a.yaml"}, r"a\.yaml: base: expected a recipe that is not based on this one, got a\.yaml"),
+        (
+            {"a": "base: b.yaml", "b": "base: ./a.yaml"},
+            r"b\.yaml: base: expected .* not based on this one, got \./a\.yaml",
+        ),
+        ({"a": "base: none.yaml"}, r"a\.yaml: base: expected a YAML file, got .*none\.yaml, which does not exist"),
+        ({"a": "base: cast_nano_scene"}, r"a\.yaml: base: expected .* packaged recipe, .*'cast_nano_scenes'\?"),
+        ({"a": "base: [b]"}, r"a\.yaml: base: expected a YAML file or a packaged recipe"),
+        ({"a": "base: b.yaml", "b": "run: {stesp: 1}\ntask: toy"}, r"b\.yaml: run\.stesp is no setting"),
+        ({"a": "base: b.yaml", "b": "run: {steps: 1}"}, r"a\.yaml: task: expected one of"),
+        ({"a": "base: b.yaml\ntask: toy", "b": "task: dino"}, r"b\.yaml: task: expected toy as in .*a\.yaml, got dino"),
+    ],
+)
+def test_a_wrong_base_is_one_error(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_recipe(tmp_path / "a.yaml")
+
+
+def test_a_base_is_no_override(file: Path) -> None:
+    with pytest.raises(ValueError, match="override: base is no setting"):
+        load_recipe(file, ["base=cast_nano_scenes"])
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

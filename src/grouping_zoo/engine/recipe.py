@@ -1,4 +1,8 @@
-"""Recipes: everything that decides a training run, as checked dataclasses read from YAML."""
+"""Recipes: all settings of a training run, as checked dataclasses read from YAML.
+
+A recipe file may name another one as its `base:` and give only the settings that differ: a setting replaces the base's,
+a mapping such as `model_args` as a whole.
+"""
 
 import argparse
 import dataclasses
@@ -17,6 +21,7 @@ import timm.optim
 import yaml
 
 from grouping_zoo.engine.task import Task
+from grouping_zoo.settings import require
 
 TASKS: dict[str, str] = {
     "dino": "grouping_zoo.engine.dino:DINORecipe",
@@ -50,26 +55,13 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.name: expected one of timm's optimizers{_suggest(self.name, known)}")
         if self.betas is not None and not timm.optim.get_optimizer_info(self.name).has_betas:
             raise ValueError(f"optimizer.betas: expected null, as {self.name} has none, got {self.betas}; leave it out")
-        _require(self.learning_rate > 0, "optimizer.learning_rate", "a number above 0", self.learning_rate)
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", "0 or more", self.weight_decay)
-        _require(
-            self.betas is None or all(0 <= beta < 1 for beta in self.betas),
-            "optimizer.betas",
-            "two numbers from 0 to below 1",
-            self.betas,
-        )
-        _require(
-            self.layer_decay is None or 0 < self.layer_decay <= 1,
-            "optimizer.layer_decay",
-            "null or a factor above 0, at most 1",
-            self.layer_decay,
-        )
-        _require(
-            self.clip_grad_norm is None or self.clip_grad_norm > 0,
-            "optimizer.clip_grad_norm",
-            "null or a norm above 0",
-            self.clip_grad_norm,
-        )
+        decay, norm, betas = self.layer_decay, self.clip_grad_norm, self.betas
+        require(self, "optimizer.learning_rate", self.learning_rate > 0, "a number above 0")
+        require(self, "optimizer.weight_decay", self.weight_decay >= 0, "0 or more")
+        in_range = betas is None or all(0 <= beta < 1 for beta in betas)
+        require(self, "optimizer.betas", in_range, "two numbers from 0 to below 1")
+        require(self, "optimizer.layer_decay", decay is None or 0 < decay <= 1, "null or a factor above 0, at most 1")
+        require(self, "optimizer.clip_grad_norm", norm is None or norm > 0, "null or a norm above 0")
 
 
 @dataclass(kw_only=True)
@@ -91,24 +83,17 @@ class ScheduleConfig:
     """Factor of `step` and `exponential`."""
 
     def __post_init__(self) -> None:
-        decays = self.name in ("step", "exponential")
-        _require(self.warmup_steps >= 0, "schedule.warmup_steps", "0 or more", self.warmup_steps)
-        _require(
-            self.warmup_learning_rate >= 0, "schedule.warmup_learning_rate", "0 or more", self.warmup_learning_rate
-        )
-        _require(
-            self.min_learning_rate == 0 or (self.name == "cosine" and self.min_learning_rate > 0),
-            "schedule.min_learning_rate",
-            "0 or more, and 0 unless schedule.name=cosine",
-            self.min_learning_rate,
-        )
-        _require(
-            (self.decay_steps is not None and self.decay_steps > 0) if decays else self.decay_steps is None,
-            "schedule.decay_steps",
-            f"{'at least 1' if decays else 'null'} with schedule.name={self.name}",
-            self.decay_steps,
-        )
-        _require(0 < self.decay_rate <= 1, "schedule.decay_rate", "a factor above 0, at most 1", self.decay_rate)
+        lowest, steps = self.min_learning_rate, self.decay_steps
+        for name in ("warmup_steps", "warmup_learning_rate"):
+            require(self, f"schedule.{name}", getattr(self, name) >= 0, "0 or more")
+        allowed = lowest == 0 or (self.name == "cosine" and lowest > 0)
+        require(self, "schedule.min_learning_rate", allowed, "0 or more, and 0 unless schedule.name=cosine")
+        if self.name in ("step", "exponential"):
+            allowed, expected = steps is not None and steps > 0, "at least 1"
+        else:
+            allowed, expected = steps is None, "null"
+        require(self, "schedule.decay_steps", allowed, f"{expected} with schedule.name={self.name}")
+        require(self, "schedule.decay_rate", 0 < self.decay_rate <= 1, "a factor above 0, at most 1")
 
 
 @dataclass(kw_only=True)
@@ -151,29 +136,15 @@ class RunConfig:
     """Needed over several processes where some parameters take no part in a step's loss."""
 
     def __post_init__(self) -> None:
+        parts, every, ema = self.accumulation_steps, self.validate_every, self.ema_decay
         for name in ("steps", "batch_size", "accumulation_steps", "log_every", "save_every", "keep_checkpoints"):
-            _require(getattr(self, name) >= 1, f"run.{name}", "at least 1", getattr(self, name))
-        _require(0 <= self.seed < 2**32, "run.seed", f"0 to {2**32 - 1}", self.seed)
-        _require(self.num_workers >= 0, "run.num_workers", "0 or more", self.num_workers)
-        _require(not Path(self.output_dir).is_file(), "run.output_dir", "a folder, not a file", self.output_dir)
-        _require(
-            self.batch_size % self.accumulation_steps == 0,
-            "run.batch_size",
-            f"a multiple of run.accumulation_steps={self.accumulation_steps}",
-            self.batch_size,
-        )
-        _require(
-            self.validate_every is None or self.validate_every >= 1,
-            "run.validate_every",
-            "null or at least 1",
-            self.validate_every,
-        )
-        _require(
-            self.ema_decay is None or 0 <= self.ema_decay < 1,
-            "run.ema_decay",
-            "null or a number from 0 to below 1",
-            self.ema_decay,
-        )
+            require(self, f"run.{name}", getattr(self, name) >= 1, "at least 1")
+        require(self, "run.seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
+        require(self, "run.num_workers", self.num_workers >= 0, "0 or more")
+        require(self, "run.output_dir", not Path(self.output_dir).is_file(), "a folder, not a file")
+        require(self, "run.batch_size", self.batch_size % parts == 0, f"a multiple of run.accumulation_steps={parts}")
+        require(self, "run.validate_every", every is None or every >= 1, "null or at least 1")
+        require(self, "run.ema_decay", ema is None or 0 <= ema < 1, "null or a number from 0 to below 1")
 
 
 @dataclass(kw_only=True)
@@ -187,20 +158,16 @@ class Recipe:
     run: RunConfig
 
     def __post_init__(self) -> None:
-        _require(
-            self.schedule.warmup_steps < self.run.steps,
-            "schedule.warmup_steps",
-            f"fewer than run.steps={self.run.steps}",
-            self.schedule.warmup_steps,
-        )
+        shorter = self.schedule.warmup_steps < self.run.steps
+        require(self.schedule, "schedule.warmup_steps", shorter, f"fewer than run.steps={self.run.steps}")
 
     def build(self) -> Task:
-        """Makes the objective and the data. The random state is seeded; nothing may be written yet."""
+        """Build the objective and the data. The random state is seeded; nothing may be written yet."""
         raise NotImplementedError
 
 
 def recipe_path(name: str) -> Path:
-    """The packaged recipe of that name: in an installed package, or in the repository around an editable one.
+    """Path of the packaged recipe of a name: in an installed package, or in the repository around an editable one.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
@@ -213,61 +180,85 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe.
+    """Read a recipe, with its `base:` recipe and that one's, if it names one.
 
     Args:
         name_or_path: a YAML file, or the name of a packaged recipe.
         overrides: settings that replace the file's: "run.steps=100", "--run.steps=100" or "--run.steps", "100".
 
     Raises:
-        ValueError: for an unknown key, a wrong type or value, or an unknown name; it names the setting.
+        ValueError: for an unknown key, a wrong type or value, an unknown name, or bases in a circle; it names the
+            setting.
         FileNotFoundError: if there is no such file.
     """
-    text = str(name_or_path)
-    is_path = Path(text).name != text or text.endswith((".yaml", ".yml"))
-    path = Path(text) if is_path else recipe_path(text)
-    if not path.is_file():
-        raise FileNotFoundError(f"recipe: expected a YAML file, got {path}, which does not exist; check the path")
-    settings = _read_yaml(path)
-    if "task" not in settings:
+    path = _locate(str(name_or_path))
+    sources = _with_bases(path)
+    task = next((settings["task"] for _, settings in sources if "task" in settings), None)
+    if task is None:
         raise ValueError(f"{path}: task: expected one of {sorted(TASKS)}, got nothing; add a line `task: NAME`")
-    cls = _recipe_class(settings["task"])
+    cls = _recipe_class(task)
+    for source, settings in sources:
+        if settings.get("task", task) != task:
+            raise ValueError(f"{source}: task: expected {task} as in {path}, got {settings['task']}; use another base")
+        _refuse_unknown(str(source), settings, cls)
     options = list(_as_options(overrides))
-    _refuse_unknown(str(path), settings, cls)
     for option in options:
         _refuse_unknown("override", _nested(option.partition("=")[0].removeprefix("--")), cls)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls)
+    parser.add_argument("--base")
     parser.add_argument("--recipe_file", action="config")
     try:
-        parsed = parser.parse_args([f"--recipe_file={path}", *options])
+        # Of two files that give a setting the later one counts.
+        parsed = parser.parse_args([*(f"--recipe_file={source}" for source, _ in reversed(sources)), *options])
     except argparse.ArgumentError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    del parsed["recipe_file"]
-    if parsed["task"] != settings["task"]:
-        raise ValueError(f"task: expected {settings['task']} as in {path}, got {parsed['task']}; use another recipe")
+    del parsed["recipe_file"], parsed["base"]
+    if parsed["task"] != task:
+        raise ValueError(f"task: expected {task} as in {path}, got {parsed['task']}; use another recipe")
     return cls(**vars(parser.instantiate(parsed)))
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the resolved recipe as YAML that `load_recipe` reads back equal."""
+    """Write the resolved recipe as YAML that `load_recipe` reads back equal."""
     path.write_text(yaml.safe_dump(recipe_settings(recipe), sort_keys=False), encoding="utf-8")
 
 
 def recipe_settings(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as nested dicts and lists."""
+    """Return the recipe as nested dicts and lists."""
     return _without_tuples(dataclasses.asdict(recipe))
-
-
-def _require(condition: bool, setting: str, expected: str, got: Any) -> None:
-    if not condition:
-        raise ValueError(f"{setting}: expected {expected}, got {got}; change {setting}")
 
 
 def _suggest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
     return f", got {name!r}; {hint}"
+
+
+def _locate(name_or_path: str, folder: Path = Path()) -> Path:
+    """File of a packaged recipe, or of a path, which starts at a folder if it is relative."""
+    is_path = Path(name_or_path).name != name_or_path or name_or_path.endswith((".yaml", ".yml"))
+    path = folder / name_or_path if is_path else recipe_path(name_or_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"recipe: expected a YAML file, got {path}, which does not exist; check the path")
+    return path
+
+
+def _with_bases(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Files and settings of a recipe, of its base, of the base's base and so on."""
+    sources = [(path, _read_yaml(path))]
+    while (base := sources[-1][1].pop("base", None)) is not None:
+        source = sources[-1][0]
+        try:
+            found = _locate(str(base), source.parent)
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"{source}: base: {str(error).removeprefix('recipe: ')}") from None
+        if any(found.samefile(known) for known, _ in sources):
+            raise ValueError(
+                f"{source}: base: expected a recipe that is not based on this one, got {base}; break the circle"
+            )
+        sources.append((found, _read_yaml(found)))
+    return sources
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
