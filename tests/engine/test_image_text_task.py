@@ -4,10 +4,10 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from accelerate.state import AcceleratorState
 from transformers import AutoModel, AutoProcessor
@@ -16,9 +16,9 @@ from grouping_zoo.data.scenes import Scenes
 from grouping_zoo.engine.image_text import ImageTextRecipe
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.recipe import load_recipe
-from grouping_zoo.engine.training_state import latest_state, read_tree
 from grouping_zoo.evaluation.scenes import all_background_on_scenes, evaluate_checkpoint_on_scenes
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint, packaged_checkpoints
+from short_runs import short
 from toy_task import log_lines
 
 RECIPES = [
@@ -27,6 +27,7 @@ RECIPES = [
     "groupvit_small_coco_finetuned",
     "groupvit_small_gcc_yfcc",
 ]
+Trained = Callable[[str], Path]
 # No noise and no batch norm, which differ between processes by design.
 PLAIN_ARCHITECTURE = [
     "model.architecture=groupvit_small_patch16_224",
@@ -39,50 +40,17 @@ PLAIN_ARCHITECTURE = [
 ]
 
 
-def short(output_dir: Path, *overrides: str):
-    settings = [
-        "run.steps=4",
-        "run.batch_size=8",
-        "run.num_workers=0",
-        "run.log_every=1",
-        "schedule.warmup_steps=1",
-        "evaluation.images=4",
-        "data.length=40",
-        f"run.output_dir={output_dir}",
-        *overrides,
-    ]
-    return load_recipe("groupvit_nano_scenes_quick", settings)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    train(short(folder), progress_bar=False)
-    return folder
-
-
-def test_a_run_ends_with_a_checkpoint_that_both_doors_open_with_the_same_features(trained: Path) -> None:
-    folder = trained / "checkpoint"
-    assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    model = AutoModel.from_pretrained(folder).eval()
-    vision = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with torch.no_grad():
-        output = model(pixel_values=images)
-        assert torch.equal(output.vision_model_output.pooler_output, vision(images))
-    assert model.config.class_names == list(Scenes().class_names)
+def test_a_checkpoint_knows_classes_and_tokenizer(trained: Trained) -> None:
+    folder = trained("image_text") / "checkpoint"
+    assert AutoModel.from_pretrained(folder).config.class_names == list(Scenes().class_names)
     assert AutoProcessor.from_pretrained(folder).tokenizer.model_max_length == 28
-    weights = read_tree(latest_state(trained) / "shared")["objective"]
-    torch.testing.assert_close(
-        model.model.state_dict(), {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-    )
 
 
-def test_all_losses_are_logged_and_validation_is_named(trained: Path) -> None:
-    lines = log_lines(trained)
+def test_all_losses_are_logged_and_validation_is_named(trained: Trained, tmp_path: Path) -> None:
+    lines = log_lines(trained("image_text"))
     assert {"loss", "caption_loss", "multi_label_loss", "segment_loss", "token_loss"} <= lines[0].keys()
     assert {"validation/miou", "validation/classification", "validation/rand_index"} <= lines[-1].keys()
-    parts, weights = lines[0], short(trained).objective
+    parts, weights = lines[0], short("image_text", tmp_path).objective
     expected = sum(
         getattr(weights, f"{name}_weight") * parts[f"{name}_loss"]
         for name in ("caption", "multi_label", "segment", "token")
@@ -90,9 +58,10 @@ def test_all_losses_are_logged_and_validation_is_named(trained: Path) -> None:
     assert parts["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_run_can_start_from_another_ones_weights_and_tune_a_part(trained: Path, tmp_path: Path) -> None:
-    checkpoint = trained / "checkpoint"
+def test_a_part_of_another_runs_model_can_be_tuned(trained: Trained, tmp_path: Path) -> None:
+    checkpoint = trained("image_text") / "checkpoint"
     recipe = short(
+        "image_text",
         tmp_path,
         f"run.init_from={checkpoint}",
         f"model.tokenizer={checkpoint}",
@@ -109,30 +78,6 @@ def test_a_run_can_start_from_another_ones_weights_and_tune_a_part(trained: Path
     assert all(key.startswith("vision.stages.0.grouping.") or statistics.match(key) for key in changed)
 
 
-def test_gumbel_noise_and_averages_go_on_after_an_interruption(tmp_path: Path) -> None:
-    noisy = ['model.model_args={"assignment": "gumbel"}', "run.ema_decay=0.5", "run.save_every=2"]
-    train(short(tmp_path / "whole", *noisy), progress_bar=False)
-    recipe = short(tmp_path / "parts", *noisy)
-    build, calls = recipe.build, iter(range(3))
-
-    def interrupt(objective, inputs):
-        if next(calls, None) is None:
-            raise RuntimeError("interrupted")
-
-    def build_interrupted():
-        task = build()
-        task.objective.register_forward_pre_hook(interrupt)
-        return task
-
-    recipe.build = build_interrupted
-    with pytest.raises(RuntimeError, match="interrupted"):
-        train(recipe, progress_bar=False)
-    assert latest_state(tmp_path / "parts").name == "step-00000002"
-    train(short(tmp_path / "parts", *noisy), progress_bar=False)
-    whole, parts = (open_checkpoint(tmp_path / name / "checkpoint")[0].state_dict() for name in ("whole", "parts"))
-    assert all(torch.equal(whole[key], parts[key]) for key in whole)
-
-
 def _train_in_process(rank: int, recipe: ImageTextRecipe, port: int) -> None:
     variables = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ |= {name: str(value) for name, value in variables.items()}
@@ -141,7 +86,7 @@ def _train_in_process(rank: int, recipe: ImageTextRecipe, port: int) -> None:
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    one, two = (short(tmp_path / name, *PLAIN_ARCHITECTURE, "run.steps=2") for name in ("one", "two"))
+    one, two = (short("image_text", tmp_path / name, *PLAIN_ARCHITECTURE, "run.steps=2") for name in ("one", "two"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -171,7 +116,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
 )
 def test_wrong_settings_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        short(tmp_path, *overrides)
+        short("image_text", tmp_path, *overrides)
 
 
 def test_the_packaged_checkpoint_keeps_its_figures() -> None:

@@ -14,16 +14,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import grouping_zoo.models.pgt  # noqa: F401 - registers the models
-from grouping_zoo.objectives.dino import DINOHead, DINOObjective, dino_loss, sinkhorn
+from grouping_zoo.models.family import GroupingNetwork
+from grouping_zoo.objectives.dino import DINOConfig, DINOHead, DINOObjective, dino_loss, sinkhorn
 from zoo import with_random_weights
 
 PROTOTYPES = 7
 
 
-class Encoder(nn.Module):
-    """Mean colour, through a linear layer and batch norm."""
+class Encoder(GroupingNetwork):
+    """Mean color, through a linear layer and batch norm."""
 
     num_features = 6
+    input_names = ("superpixels",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,10 +38,14 @@ class Encoder(nn.Module):
         return self.norm(self.linear(x.mean((2, 3)))).tanh()
 
 
-def objective_of(**settings: Any) -> DINOObjective:
+def small(**settings: Any) -> DINOConfig:
+    return DINOConfig(**(dict(num_prototypes=PROTOTYPES, hidden_dim=8, bottleneck_dim=4) | settings))
+
+
+def objective_of(num_global_crops: int = 2, **settings: Any) -> DINOObjective:
     torch.manual_seed(0)
-    small = dict(num_prototypes=PROTOTYPES, hidden_dim=8, bottleneck_dim=4, freeze_prototypes=0.0)
-    objective = DINOObjective(with_random_weights(Encoder()), **(small | settings))
+    config = small(**(dict(freeze_prototypes=0.0) | settings))
+    objective = DINOObjective(with_random_weights(Encoder()), config, num_global_crops)
     with_random_weights(objective)  # a teacher that differs from the student, and a centre
     objective.progress.zero_()
     return objective
@@ -56,7 +62,7 @@ def softmax(values: list[float]) -> list[float]:
 
 
 def naive(student: list[Tensor], teacher: list[Tensor], center: Tensor, t_s: float, t_t: float) -> dict[str, float]:
-    """The loss and the figures as double loops over crops, from logits (B, P) of each."""
+    """The loss and the metrics as double loops over crops, from logits (B, P) of each."""
     losses, entropies, divergences, targets = [], [], [], []
     for i, target_logits in enumerate(teacher):
         for image, row in enumerate(target_logits.double()):
@@ -168,7 +174,7 @@ def test_teacher_follows_parameters_and_statistics(progress: float, stay: float)
         assert torch.allclose(value, expected, atol=1e-6), name
     prototypes = stay * before.teacher_head.prototypes + (1 - stay) * before.student_head.prototypes
     assert torch.allclose(objective.teacher_head.prototypes, prototypes, atol=1e-6)
-    objective.restart_teacher()
+    objective.restart_momentum()
     for name, value in objective.model.state_dict().items():
         assert torch.equal(value, objective.student.state_dict()[name])
 
@@ -188,7 +194,7 @@ def test_state_holds_all_that_changes() -> None:
 
 @pytest.mark.parametrize("uniform", [False, True])
 @torch.no_grad()
-def test_collapse_shows_in_the_figures(uniform: bool) -> None:
+def test_collapse_shows_in_the_metrics(uniform: bool) -> None:
     objective = objective_of(center_momentum=1.0)
     objective.center.zero_()
     for model in (objective.student, objective.model):
@@ -207,7 +213,7 @@ def test_collapse_shows_in_the_figures(uniform: bool) -> None:
 def test_grouping_entropies_are_logged_where_the_model_has_them() -> None:
     torch.manual_seed(0)
     model = timm.create_model("pgt_nano", img_size=32)
-    objective = DINOObjective(model, num_prototypes=PROTOTYPES, hidden_dim=8, bottleneck_dim=4, entropy_images=3)
+    objective = DINOObjective(model, small(entropy_images=3))
     batch = batch_of(sides=(32, 32, 16))
     found = objective(batch)
     entropies = objective.model.assignment_entropies(batch["views"][0][:3])
@@ -295,12 +301,12 @@ def test_two_processes_equal_one_on_the_joint_batch(centering: str, tmp_path: Pa
     [
         (dict(student_temperature=0.0), "student_temperature: expected more than 0, got 0.0"),
         (dict(teacher_temperature=-1.0), "teacher_temperature: expected more than 0, got -1.0"),
-        (dict(num_global_crops=0), "num_global_crops: expected more than 0, got 0"),
+        (dict(num_global_crops=0), "num_global_crops: expected at least 1, got 0"),
         (dict(hidden_dim=0), "hidden_dim: expected more than 0, got 0"),
         (dict(bottleneck_dim=0), "bottleneck_dim: expected more than 0, got 0"),
         (dict(entropy_images=-1), "entropy_images: expected 0 or more, got -1"),
         (dict(momentum=1.5), "momentum: expected 0 to 1, got 1.5"),
-        (dict(centering="batch"), "centering: expected 'mean' or 'sinkhorn', got 'batch'"),
+        (dict(centering="batch"), "centering: expected mean or sinkhorn, got batch"),
         (dict(freeze_prototypes=-0.1), "freeze_prototypes: expected 0 to 1, got -0.1"),
     ],
 )
@@ -318,9 +324,7 @@ def test_too_few_crops_are_refused(num_global: int, number: int) -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_any_timm_model_is_a_backbone(name: str) -> None:
     arguments = dict(dynamic_img_size=True, depth=1) if name.startswith("vit") else {}
-    objective = DINOObjective(
-        timm.create_model(name, num_classes=0, **arguments), num_prototypes=PROTOTYPES, hidden_dim=8, bottleneck_dim=4
-    ).train()
+    objective = DINOObjective(timm.create_model(name, num_classes=0, **arguments), small()).train()
     losses = objective(batch_of(2, (48, 48, 32)))
     losses["loss"].backward()
     objective.after_step(0.1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.models.image_text import ImageTextModel
 from grouping_zoo.objectives.gather import gather
-from grouping_zoo.objectives.image_text import ImageTextObjective
+from grouping_zoo.objectives.image_text import ImageTextConfig, ImageTextObjective
 from grouping_zoo.objectives.regularizers import (
     affinity_distillation,
     group_entropy,
@@ -68,6 +68,11 @@ def batch(size: int = B, keys: list[list[int]] | None = None) -> dict[str, Tenso
         "noun_mask": noun_keys != -1,
         "noun_keys": noun_keys,
     }
+
+
+def objective_of(model: ImageTextModel, teacher: nn.Module | None = None, **settings: Any) -> ImageTextObjective:
+    config = ImageTextConfig(teacher=None if teacher is None else "its name", **settings)
+    return ImageTextObjective(model, config, teacher)
 
 
 class Features:
@@ -161,7 +166,7 @@ def plain_segment_loss(features: Features, keys: list[list[int]], scale: float) 
 def test_losses_equal_plain_loops(positives: str) -> None:
     model, data = network().eval(), batch()
     weights = dict(caption_weight=0.7, multi_label_weight=0.3, token_weight=0.2, segment_weight=0.4)
-    objective = ImageTextObjective(model, positives=positives, **weights).eval()
+    objective = objective_of(model, positives=positives, **weights).eval()
     with torch.no_grad():
         found, features = objective(data), Features(model, data)
     caption = plain_caption_loss(features, math.exp(float(model.logit_scale)))
@@ -180,7 +185,7 @@ def test_losses_equal_plain_loops(positives: str) -> None:
 @pytest.mark.parametrize(("keep", "kept"), [(1.0, 5), (0.5, 2), (0.01, 1)])
 def test_token_loss_sees_a_share_of_the_tokens_in_training_only(keep: float, kept: int) -> None:
     model, data = network(), batch()
-    objective = ImageTextObjective(model, token_weight=1.0, token_keep=keep)
+    objective = objective_of(model, token_weight=1.0, token_keep=keep)
     seen: list[int] = []
     model.image_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
     for training in (True, False):
@@ -191,7 +196,7 @@ def test_token_loss_sees_a_share_of_the_tokens_in_training_only(keep: float, kep
 
 def test_content_of_padded_nouns_does_not_matter() -> None:
     settings = dict(positives="equal", token_weight=1.0, segment_weight=1.0)
-    objective, data = ImageTextObjective(network().eval(), **settings).eval(), batch()
+    objective, data = objective_of(network().eval(), **settings).eval(), batch()
     other = {key: value.clone() for key, value in data.items()}
     other["noun_ids"][~data["noun_mask"]] = 5
     other["noun_ids"][~data["noun_mask"], -1] = EOS
@@ -202,7 +207,7 @@ def test_content_of_padded_nouns_does_not_matter() -> None:
 
 def test_memory_bank_holds_the_newest_nouns_as_further_negatives() -> None:
     model = network().eval()
-    objective = ImageTextObjective(model, memory_bank=8, positives="equal").train()
+    objective = objective_of(model, memory_bank=8, positives="equal").train()
     model.eval()  # no batch statistics, so that features can be computed again
     first, second = batch(keys=[[1, 2, -1], [2, 3, -1], [8, 9, -1], [1, 4, 10]]), batch()
     with torch.no_grad():
@@ -222,7 +227,7 @@ def test_memory_bank_holds_the_newest_nouns_as_further_negatives() -> None:
 
 
 def test_memory_bank_does_not_change_in_evaluation() -> None:
-    objective = ImageTextObjective(network(), memory_bank=8).eval()
+    objective = objective_of(network(), memory_bank=8).eval()
     with torch.no_grad():
         objective(batch())
     assert (objective.bank_keys == -1).all()
@@ -230,7 +235,7 @@ def test_memory_bank_does_not_change_in_evaluation() -> None:
 
 def test_a_batch_without_any_noun_is_finite() -> None:
     settings = dict(memory_bank=4, label_entropy=0.1, segment_entropy=0.1, group_entropy=0.1)
-    objective = ImageTextObjective(network(), token_weight=1.0, segment_weight=1.0, **settings).train()
+    objective = objective_of(network(), token_weight=1.0, segment_weight=1.0, **settings).train()
     found = objective(batch(keys=[[-1, -1]] * B))
     found["loss"].backward()
     assert found["multi_label_loss"] == found["token_loss"] == found["segment_loss"] == 0
@@ -240,7 +245,7 @@ def test_a_batch_without_any_noun_is_finite() -> None:
 
 @pytest.mark.parametrize("positives", ["own", "equal"])
 def test_every_parameter_gets_a_finite_gradient(positives: str) -> None:
-    objective = ImageTextObjective(
+    objective = objective_of(
         network(), positives=positives, token_weight=1.0, segment_weight=1.0, memory_bank=4, segment_entropy=0.1
     ).train()
     for _ in range(2):  # the second time with a filled bank
@@ -251,7 +256,7 @@ def test_every_parameter_gets_a_finite_gradient(positives: str) -> None:
 
 
 def test_without_the_multi_label_loss_no_noun_is_needed() -> None:
-    objective = ImageTextObjective(network(), multi_label_weight=0).eval()
+    objective = objective_of(network(), multi_label_weight=0).eval()
     data = {key: value for key, value in batch().items() if not key.startswith("noun")}
     found = objective(data)
     assert found.keys() == {"loss", "caption_loss"}
@@ -259,7 +264,7 @@ def test_without_the_multi_label_loss_no_noun_is_needed() -> None:
 
 
 def test_loss_is_float32_under_autocast() -> None:
-    objective = ImageTextObjective(network(), label_entropy=0.1, segment_entropy=0.1, group_entropy=0.1).train()
+    objective = objective_of(network(), label_entropy=0.1, segment_entropy=0.1, group_entropy=0.1).train()
     with torch.autocast("cpu", torch.bfloat16):
         found = objective(batch())
     found["loss"].backward()
@@ -354,7 +359,7 @@ def test_teacher_of_another_grid_is_an_error() -> None:
 
 
 class Teacher(nn.Module):
-    """Patch colours, with a dropout that must never act."""
+    """Patch colors, with a dropout that must never act."""
 
     def __init__(self, patch: int = 4) -> None:
         super().__init__()
@@ -366,14 +371,14 @@ class Teacher(nn.Module):
 
 def test_teacher_stays_frozen_and_in_evaluation_mode() -> None:
     teacher = Teacher()
-    objective = ImageTextObjective(network(), distillation_weight=2.0, teacher=teacher).train()
+    objective = objective_of(network(), distillation_weight=2.0, teacher=teacher).train()
     found = objective(batch())
     found["loss"].backward()
     assert not teacher.training
     assert teacher.scale.grad is None
     total = found["caption_loss"] + found["multi_label_loss"] + 2 * found["distillation_loss"]
     assert torch.allclose(found["loss"], total)
-    wrong = ImageTextObjective(network(), distillation_weight=2.0, teacher=Teacher(8))
+    wrong = objective_of(network(), distillation_weight=2.0, teacher=Teacher(8))
     with pytest.raises(ValueError, match="the teacher has 4 patch tokens and the student 16"):
         wrong(batch())
 
@@ -383,12 +388,12 @@ def test_token_loss_of_a_network_whose_last_stage_mixes_segments_is_an_error() -
     text = dict(vocab_size=20, context_length=T, width=16, depth=1, num_heads=2, eos_token_id=EOS)
     model = ImageTextModel("groupvit_small_patch16_224", dict(kwargs, embed_dim=16, num_heads=2), text)
     with pytest.raises(ValueError, match="depths: expected no block after the last grouping"):
-        ImageTextObjective(model, token_weight=1.0)(batch())
+        objective_of(model, token_weight=1.0)(batch())
 
 
-def test_penalties_set_in_after_their_share_of_the_training() -> None:
+def test_penalties_set_in_after_their_fraction_of_the_training() -> None:
     weights = dict(group_entropy=0.5, label_entropy=0.25, segment_entropy=2.0)
-    objective = ImageTextObjective(network(), regularize_from=0.5, **weights).eval()
+    objective = objective_of(network(), regularize_from=0.5, **weights).eval()
     for progress, active in ((0.0, 0), (0.49, 0), (0.5, 1), (1.0, 1)):
         objective.after_step(progress)
         with torch.no_grad():
@@ -402,19 +407,20 @@ def test_penalties_set_in_after_their_share_of_the_training() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(positives="all"), "positives: expected 'own' or 'equal'"),
-        (dict(token_keep=0.0), "token_keep: expected a share above 0"),
-        (dict(token_keep=1.1), "token_keep: expected a share above 0"),
-        (dict(distillation_weight=1.0), "distillation_weight and teacher: set both"),
-        (dict(teacher=Teacher()), "distillation_weight and teacher: set both"),
-        (dict(multi_label_weight=0, label_entropy=1.0), "need nouns; set multi_label_weight"),
-        (dict(multi_label_weight=0, memory_bank=8), "need nouns; set multi_label_weight"),
+        (dict(positives="all"), "positives: expected own or equal, got all"),
+        (dict(token_keep=0.0), "token_keep: expected a fraction above 0"),
+        (dict(token_keep=1.1), "token_keep: expected a fraction above 0"),
+        (dict(distillation_weight=1.0), "objective.teacher: expected null where .* only there, got None"),
+        (dict(teacher=Teacher()), "objective.teacher: expected null where objective.distillation_weight is 0"),
+        (dict(multi_label_weight=0, label_entropy=1.0), "label_entropy: expected 0 where multi_label_weight"),
+        (dict(multi_label_weight=0, memory_bank=8), "memory_bank: expected 0 where multi_label_weight"),
         (dict(memory_bank=-1), "memory_bank"),
+        (dict(regularize_from=1.5), "regularize_from: expected 0 to 1, got 1.5"),
     ],
 )
 def test_settings_that_contradict_each_other_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ImageTextObjective(network(), **settings)
+        objective_of(network(), **settings)
 
 
 # --- two processes --------------------------------------------------------------------------------------------------
@@ -429,9 +435,9 @@ SETTINGS = {
 STEPS = 2
 
 
-def objective_of(settings: dict[str, Any]) -> ImageTextObjective:
+def plain_objective(settings: dict[str, Any]) -> ImageTextObjective:
     # Batch statistics are each process's own, so the projectors go without.
-    return ImageTextObjective(network(batch_norm=False), **settings).train()
+    return objective_of(network(batch_norm=False), **settings).train()
 
 
 def run_steps(objective: ImageTextObjective, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -455,7 +461,7 @@ def worker(rank: int, folder: str, settings: dict[str, Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     joint = batch()
     half = {key: value[rank * B // 2 : (rank + 1) * B // 2] for key, value in joint.items()}
-    results = run_steps(objective_of(settings), [half] * STEPS)
+    results = run_steps(plain_objective(settings), [half] * STEPS)
     if rank == 0:
         save_file(results, f"{folder}/results.safetensors")
     dist.destroy_process_group()
@@ -468,7 +474,7 @@ def test_two_processes_equal_one_on_the_joint_batch(settings: dict[str, Any], tm
     # Forked, since a fresh interpreter would spend seconds on imports.
     torch.multiprocessing.start_processes(worker, (str(tmp_path), settings), nprocs=2, start_method="fork")
     found = load_file(tmp_path / "results.safetensors")
-    expected = run_steps(objective_of(settings), [batch()] * STEPS)
+    expected = run_steps(plain_objective(settings), [batch()] * STEPS)
     assert found.keys() == expected.keys()
     gradients = [name for name in expected if ".grad." in name]
     for name in expected.keys() - set(gradients):

@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouping_zoo.objectives.moco_v3 import MoCoV3Objective, contrastive_loss
+from grouping_zoo.models.family import GroupingNetwork
+from grouping_zoo.objectives.moco_v3 import MoCoV3Config, MoCoV3Objective, contrastive_loss
 
 
-class Encoder(nn.Module):
-    """Means over superpixels, or over the image, and a linear layer."""
+class Encoder(GroupingNetwork):
+    """Means over the image, and a linear layer."""
 
     num_features = 6
+    input_names = ("superpixels",)
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class Encoder(nn.Module):
 
 def _objective(**settings: Any) -> MoCoV3Objective:
     torch.manual_seed(0)
-    return MoCoV3Objective(Encoder(), **(dict(hidden_dim=16, out_dim=8) | settings))
+    return MoCoV3Objective(Encoder(), MoCoV3Config(**(dict(hidden_dim=16, out_dim=8) | settings)))
 
 
 def _batch(size: int = 8) -> dict[str, list[Tensor]]:
@@ -72,11 +74,11 @@ def test_accuracy_counts_queries_that_find_their_own_key() -> None:
     assert loss > perfect
 
 
-def test_collapsed_keys_have_no_deviation_and_others_about_one() -> None:
+def test_standard_deviation_of_keys_is_0_when_collapsed_and_else_about_1() -> None:
     objective = _objective()
-    assert 0.7 < float(objective(_batch(64))["key_deviation"]) < 1.3
+    assert 0.7 < float(objective(_batch(64))["key_std"]) < 1.3
     collapsed = {"views": [torch.ones(8, 3, 4, 4)] * 2}
-    assert float(objective(collapsed)["key_deviation"]) < 1e-3
+    assert float(objective(collapsed)["key_std"]) < 1e-3
 
 
 def test_only_encoder_projector_and_predictor_are_trained() -> None:
@@ -106,7 +108,7 @@ def test_momentum_update_equals_its_formula(progress: float, stay: float) -> Non
 
 
 def test_projector_and_predictor_are_those_of_the_paper() -> None:
-    objective = MoCoV3Objective(Encoder())
+    objective = MoCoV3Objective(Encoder(), MoCoV3Config())
     shapes = [tuple(x.weight.shape) for x in objective.projector if isinstance(x, nn.Linear)]
     assert shapes == [(4096, 6), (4096, 4096), (256, 4096)]
     shapes = [tuple(x.weight.shape) for x in objective.predictor if isinstance(x, nn.Linear)]
@@ -142,7 +144,7 @@ def test_a_frozen_patch_embedding_is_not_trained() -> None:
     assert not any(parameter.requires_grad for parameter in objective.model.parameters())
     objective(_batch())["loss"].backward()
     with pytest.raises(ValueError, match="freeze_patch_embed: expected a model with a patch embedding, got ResNet"):
-        MoCoV3Objective(timm.create_model("test_resnet", num_classes=0), freeze_patch_embed=True)
+        MoCoV3Objective(timm.create_model("test_resnet", num_classes=0), MoCoV3Config(freeze_patch_embed=True))
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def test_a_frozen_patch_embedding_is_not_trained() -> None:
 def test_the_loss_of_any_timm_model_falls(name: str, arguments: dict[str, int]) -> None:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=0, **arguments)
-    objective = MoCoV3Objective(model, hidden_dim=32, out_dim=16, momentum=0.9)
+    objective = MoCoV3Objective(model, MoCoV3Config(hidden_dim=32, out_dim=16, momentum=0.9))
     images = torch.randn(12, 3, 32, 32)
     batch = {"views": [images, images + 0.1 * torch.randn_like(images)]}
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3)

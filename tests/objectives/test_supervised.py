@@ -9,7 +9,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from grouping_zoo.objectives.supervised import ClassificationObjective, FrozenTeacher, SegmentationObjective
+from grouping_zoo.objectives.supervised import (
+    ClassificationConfig,
+    ClassificationObjective,
+    FrozenTeacher,
+    SegmentationObjective,
+)
 
 CLASSES = 4
 
@@ -34,6 +39,11 @@ def network(seed: int = 0, num_classes: int = CLASSES, **pretrained_cfg: Any) ->
     return Linear(num_classes, **{"input_size": (3, 8, 8), **pretrained_cfg})
 
 
+def objective_of(model: nn.Module, teacher: nn.Module | None = None, **settings: Any) -> ClassificationObjective:
+    config = ClassificationConfig(teacher=None if teacher is None else "its name", **settings)
+    return ClassificationObjective(model, config, teacher)
+
+
 def batch(size: int = 6) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(size, 3, 8, 8, generator=generator)
@@ -52,7 +62,7 @@ def log_softmax(row: Tensor) -> list[float]:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_with_smoothing_is_the_formula(smoothing: float) -> None:
     model, samples = network(), batch()
-    found = ClassificationObjective(model, label_smoothing=smoothing)(samples)
+    found = objective_of(model, label_smoothing=smoothing)(samples)
     losses, right = [], 0
     for logits, label in zip(model(samples["pixel_values"]), samples["label"].tolist(), strict=True):
         target = [smoothing / CLASSES + (1 - smoothing) * (k == label) for k in range(CLASSES)]
@@ -65,9 +75,7 @@ def test_cross_entropy_with_smoothing_is_the_formula(smoothing: float) -> None:
 @pytest.mark.parametrize(("weight", "temperature"), [(0.8, 1.0), (0.8, 3.0), (1.0, 2.0)])
 def test_distillation_is_the_formula(weight: float, temperature: float) -> None:
     model, teacher, samples = network(), network(1), batch()
-    found = ClassificationObjective(model, teacher=teacher, distillation_weight=weight, temperature=temperature)(
-        samples
-    )
+    found = objective_of(model, teacher=teacher, distillation_weight=weight, temperature=temperature)(samples)
     hard, soft = [], []
     for z, y, label in zip(
         model(samples["pixel_values"]), teacher(samples["pixel_values"]), samples["label"].tolist(), strict=True
@@ -83,7 +91,7 @@ def test_distillation_is_the_formula(weight: float, temperature: float) -> None:
 
 def test_mixed_images_have_the_targets_of_their_parts() -> None:
     model = network()
-    objective = ClassificationObjective(model, mixup_alpha=0.8, label_smoothing=0.1)
+    objective = objective_of(model, mixup_alpha=0.8, label_smoothing=0.1)
     # Constant images that show their label: a mixed image tells how much of which label is in it.
     labels = torch.arange(CLASSES)
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
@@ -91,13 +99,13 @@ def test_mixed_images_have_the_targets_of_their_parts() -> None:
     found = objective({"pixel_values": images, "label": labels})
     assert torch.equal(images[:, 0, 0, 0], labels.float()), "the batch itself stays as it was"
     mixed = model.seen[:, 0, 0, 0]
-    share = float((mixed[0] - labels[3]) / (labels[0] - labels[3]))
-    assert 0 < share < 1
+    fraction = float((mixed[0] - labels[3]) / (labels[0] - labels[3]))
+    assert 0 < fraction < 1
     losses = []
     for i, logits in enumerate(model(model.seen)):
         target = [0.1 / CLASSES] * CLASSES
-        target[i] += 0.9 * share
-        target[CLASSES - 1 - i] += 0.9 * (1 - share)
+        target[i] += 0.9 * fraction
+        target[CLASSES - 1 - i] += 0.9 * (1 - fraction)
         losses.append(-sum(t * p for t, p in zip(target, log_softmax(logits), strict=True)))
     assert found["loss"].item() == pytest.approx(sum(losses) / CLASSES, rel=1e-4)
     assert "accuracy" not in found
@@ -108,7 +116,7 @@ def test_cutmix_pastes_a_box_of_the_other_image() -> None:
     images = torch.zeros(2, 3, 8, 8)
     images[1] = 1.0
     torch.manual_seed(1)
-    ClassificationObjective(model, cutmix_alpha=1.0)({"pixel_values": images, "label": torch.tensor([0, 1])})
+    objective_of(model, cutmix_alpha=1.0)({"pixel_values": images, "label": torch.tensor([0, 1])})
     pasted = model.seen[0, 0] == 1
     rows, columns = pasted.any(dim=1).nonzero()[:, 0], pasted.any(dim=0).nonzero()[:, 0]
     assert 0 < pasted.sum() < 64
@@ -118,7 +126,7 @@ def test_cutmix_pastes_a_box_of_the_other_image() -> None:
 
 def test_mixing_follows_torchs_random_state_and_leaves_numpys_alone() -> None:
     model = network()
-    objective = ClassificationObjective(model, mixup_alpha=0.8, cutmix_alpha=1.0)
+    objective = objective_of(model, mixup_alpha=0.8, cutmix_alpha=1.0)
     seen = []
     np.random.seed(5)
     expected = np.random.rand()
@@ -134,21 +142,24 @@ def test_mixing_follows_torchs_random_state_and_leaves_numpys_alone() -> None:
 
 def test_nothing_is_mixed_in_evaluation() -> None:
     model, samples = network(), batch(5)
-    objective = ClassificationObjective(model, mixup_alpha=0.8).eval()
+    objective = objective_of(model, mixup_alpha=0.8).eval()
     assert "accuracy" in objective(samples)
     assert torch.equal(model.seen, samples["pixel_values"])
-    with pytest.raises(ValueError, match=r"mixup_alpha, cutmix_alpha: expected an even number of images .*got 5"):
+    with pytest.raises(
+        ValueError, match=r"mixup_alpha, objective.cutmix_alpha: expected an even number of images .*got 5"
+    ):
         objective.train()(samples)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        (dict(label_smoothing=1.5), "label_smoothing: expected a share from 0 to 1, got 1.5"),
-        (dict(distillation_weight=-0.1), "distillation_weight: expected a share from 0 to 1, got -0.1"),
-        (dict(distillation_weight=0.5), "distillation_weight and teacher: set both, or neither"),
-        (dict(teacher=Linear(CLASSES)), "distillation_weight and teacher: set both, or neither"),
-        (dict(mixup_alpha=-1.0), "mixup_alpha, cutmix_alpha: expected at least 0"),
+        (dict(label_smoothing=1.5), "label_smoothing: expected a fraction from 0 to 1, got 1.5"),
+        (dict(distillation_weight=-0.1), "distillation_weight: expected a fraction from 0 to 1, got -0.1"),
+        (dict(distillation_weight=0.5), "objective.teacher: expected null where .* only there, got None"),
+        (dict(teacher=Linear(CLASSES)), "objective.teacher: expected null where objective.distillation_weight is 0"),
+        (dict(mixup_alpha=-1.0), "mixup_alpha: expected at least 0"),
+        (dict(cutmix_alpha=-1.0), "cutmix_alpha: expected at least 0"),
         (dict(temperature=0.0), "temperature: expected a number above 0, got 0"),
         (
             dict(distillation_weight=0.5, teacher=Linear(7)),
@@ -158,7 +169,13 @@ def test_nothing_is_mixed_in_evaluation() -> None:
 )
 def test_bad_settings_are_refused(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ClassificationObjective(network(), **kwargs)
+        objective_of(network(), **kwargs)
+
+
+def test_a_named_teacher_must_be_given() -> None:
+    config = ClassificationConfig(teacher="resnet18", distillation_weight=0.5)
+    with pytest.raises(ValueError, match=r"config.teacher: expected .* null without, got resnet18"):
+        ClassificationObjective(network(), config)
 
 
 # --- the teacher ----------------------------------------------------------------------------------------------------
@@ -185,7 +202,7 @@ def test_teacher_stays_frozen_and_any_timm_model_can_teach() -> None:
     arguments = dict(num_classes=CLASSES, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8))
     teacher, model = (timm.create_model("resnet18", **arguments) for _ in range(2))
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
-    objective = ClassificationObjective(model, teacher=teacher, distillation_weight=0.8).train()
+    objective = objective_of(model, teacher=teacher, distillation_weight=0.8).train()
     assert model.training
     assert not teacher.training
     objective({"pixel_values": torch.randn(2, 3, 64, 64), "label": torch.tensor([1, 3])})["loss"].backward()
@@ -196,7 +213,7 @@ def test_teacher_stays_frozen_and_any_timm_model_can_teach() -> None:
 
 def test_distillation_alone_makes_the_student_agree_with_the_teacher() -> None:
     model, teacher = network(), network(1)
-    objective = ClassificationObjective(model, teacher=teacher, distillation_weight=1.0)
+    objective = objective_of(model, teacher=teacher, distillation_weight=1.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=5.0)
     samples = batch()
     for _ in range(200):

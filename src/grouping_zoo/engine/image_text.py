@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from grouping_zoo.data.image_text import (
 from grouping_zoo.data.scenes import Scenes
 from grouping_zoo.data.tokenization import clip_tokenizer, make_tokenize, train_tokenizer
 from grouping_zoo.data.views import train_transform
+from grouping_zoo.engine.model_card import image_text_card
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.scenes import evaluate_on_scenes
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, save_checkpoint
@@ -42,7 +43,7 @@ from grouping_zoo.hf.vision import input_cfg
 from grouping_zoo.models.groupvit_checkpoint import convert_state_dict
 from grouping_zoo.models.groupvit_stages import adapt_stages
 from grouping_zoo.models.image_text import ImageTextModel, load_towers
-from grouping_zoo.objectives.image_text import ImageTextObjective
+from grouping_zoo.objectives.image_text import ImageTextConfig, ImageTextObjective
 
 logger = logging.getLogger(__name__)
 
@@ -149,28 +150,6 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class ObjectiveConfig:
-    """Arguments of `grouping_zoo.objectives.image_text.ImageTextObjective`, where they are explained."""
-
-    caption_weight: float = 1.0
-    multi_label_weight: float = 1.0
-    positives: Literal["own", "equal"] = "own"
-    segment_weight: float = 0.0
-    token_weight: float = 0.0
-    token_keep: float = 1.0
-    memory_bank: int = 0
-    group_entropy: float = 0.0
-    label_entropy: float = 0.0
-    segment_entropy: float = 0.0
-    regularize_from: float = 0.0
-    distillation_weight: float = 0.0
-    teacher: str | None = None
-    """timm vision transformer whose patch affinities are distilled (section 5.14), e.g. vit_small_patch16_224.dino."""
-    teacher_layer: int = 9
-    """Block of the teacher whose patch tokens are compared, counted from 0."""
-
-
-@dataclass(kw_only=True)
 class EvaluationConfig:
     """Zero-shot figures on held-out built-in scenes, and what the checkpoint takes for its defaults."""
 
@@ -198,11 +177,11 @@ class ImageTextRecipe(Recipe):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ImageTextConfig = field(default_factory=ImageTextConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def build(self) -> "ImageTextTask":
-        """Makes the towers, the objective and the data."""
+        """Build the towers, the objective and the data."""
         return ImageTextTask(self)
 
 
@@ -217,11 +196,9 @@ class ImageTextTask:
         self.model_settings = _model_settings(recipe.model, self.tokenizer)
         self.model = ImageTextModel(**self.model_settings)
         freeze_all_but(self.model, recipe.model.tune)
-        settings = asdict(recipe.objective)
-        teacher, layer = settings.pop("teacher"), settings.pop("teacher_layer")
-        if teacher is not None:
-            settings["teacher"] = PatchTokens(teacher, layer)
-        self.objective: nn.Module = ImageTextObjective(self.model, **settings)
+        objective = recipe.objective
+        teacher = None if objective.teacher is None else PatchTokens(objective.teacher, objective.teacher_layer)
+        self.objective: nn.Module = ImageTextObjective(self.model, objective, teacher)
         self.dataset: Dataset[Any] = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
         self.collate: Callable[[list[Any]], Any] = collate
 
@@ -267,7 +244,9 @@ class ImageTextTask:
             size={"height": size, "width": size}, image_mean=description["mean"], image_std=description["std"]
         )
         processor = ZooGroupViTProcessor(image_processor, self.tokenizer)
-        save_checkpoint(folder, published.eval(), processor, model_card(self.recipe, metrics))
+        data = self.recipe.data.path or self.recipe.data.source
+        card = image_text_card(self.recipe.run, self.recipe.model.architecture, data, metrics)
+        save_checkpoint(folder, published.eval(), processor, card)
 
     def load_weights(self, source: str) -> None:
         """Starts from a checkpoint folder or hub name (this package's or transformers'), or an original `.pth`."""
@@ -308,39 +287,6 @@ def freeze_all_but(model: ImageTextModel, parts: Iterable[Part]) -> None:
     patterns = [re.compile(PARTS[part].format(last=last) if "{last}" in PARTS[part] else PARTS[part]) for part in parts]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(pattern.match(name) for pattern in patterns))
-
-
-def model_card(recipe: ImageTextRecipe, metrics: dict[str, float]) -> str:
-    """The card of a checkpoint: how to open it, what it was trained on and how it does."""
-    name = Path(recipe.run.output_dir).name
-    figures = "".join(f"| {key} | {value:.1f} |\n" for key, value in metrics.items())
-    table = f"| figure | value |\n|---|---|\n{figures}" if metrics else "Not evaluated.\n"
-    return f"""---
-library_name: timm
-license: apache-2.0
-pipeline_tag: zero-shot-image-classification
-tags: [grouping-zoo, groupvit, zero-shot, image-segmentation]
----
-
-# {name}
-
-A GroupViT (`{recipe.model.architecture}`) trained by [grouping_zoo](https://github.com/grouping-zoo/grouping-zoo) for
-{recipe.run.steps} updates of {recipe.run.batch_size} image-text pairs from "{recipe.data.path or recipe.data.source}".
-It groups the pixels of an image and names the groups by text.
-
-```python
-import grouping_zoo, timm
-from transformers import AutoModel, AutoProcessor
-
-features = timm.create_model("local-dir:{name}", pretrained=True)  # the vision tower
-model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")  # both towers
-```
-
-```
-grouping-zoo segment photo.jpg --model {name} --classes "ball, star"
-```
-
-{table}"""
 
 
 def _open_source(recipe: ImageTextRecipe) -> Scenes | CaptionedImages | CaptionedStream:
@@ -394,9 +340,7 @@ def _make_dataset(
         rand_augment=data.rand_augment,
         erasing=data.erasing,
     )
-    objective = recipe.objective
-    uses_nouns = objective.multi_label_weight or objective.segment_weight or objective.token_weight
-    num_nouns = data.num_nouns if uses_nouns else 0
+    num_nouns = data.num_nouns if recipe.objective.noun_weights else 0
     extractor = _noun_extractor(data, source)
     arguments = (transform, tokenize, extractor, num_nouns, data.fill, recipe.run.seed, data.prompts)
     if isinstance(source, CaptionedStream):

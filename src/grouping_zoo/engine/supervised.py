@@ -1,7 +1,7 @@
 """The task "supervised": any timm model trained on the classes of images, or a feature pyramid on those of pixels."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import timm
@@ -22,23 +22,10 @@ from grouping_zoo.evaluation.recognition import top_k_accuracy
 from grouping_zoo.evaluation.segmentation import evaluate_segmentation
 from grouping_zoo.hf.checkpoint_folder import timm_source
 from grouping_zoo.models.vt_fpn import SemanticFPN
-from grouping_zoo.objectives.supervised import ClassificationObjective, SegmentationObjective
+from grouping_zoo.objectives.supervised import ClassificationConfig, ClassificationObjective, SegmentationObjective
 
 IGNORE_INDEX = 255
 WITHOUT_MASKS = ("photos", "folder", "hub")
-
-
-@dataclass(kw_only=True)
-class ClassificationConfig:
-    """Arguments of `grouping_zoo.objectives.supervised.ClassificationObjective`, where they are explained."""
-
-    label_smoothing: float = 0.0
-    mixup_alpha: float = 0.0
-    cutmix_alpha: float = 0.0
-    teacher: str | None = None
-    """timm name of a model with weights, checkpoint folder or hub name; its classes must be those of the data."""
-    distillation_weight: float = 0.0
-    temperature: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -60,7 +47,7 @@ class SupervisedRecipe(VisionRecipe):
     """A supervised training run."""
 
     target: Target = "class"
-    """What is learned: the class of an image, or of each pixel."""
+    """What the network learns: the class of an image, or of each pixel."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     objective: ClassificationConfig = field(default_factory=ClassificationConfig)
     """For target=class alone."""
@@ -80,7 +67,7 @@ class SupervisedRecipe(VisionRecipe):
             )
 
     def build(self) -> "SupervisedTask":
-        """Makes the network, the objective and the data."""
+        """Build the network, the objective and the data."""
         return SupervisedTask(self)
 
 
@@ -101,11 +88,12 @@ class SupervisedTask(VisionTask):
                 f"target={recipe.target}, got {recipe.model.architecture}"
             )
         self.auto_class = "AutoModelFor" + ("SemanticSegmentation" if wanted else "ImageClassification")
-        self.objective = (
-            SegmentationObjective(self.network, ignore_index=IGNORE_INDEX)
-            if wanted
-            else ClassificationObjective(self.network, **_objective_arguments(recipe.objective))
-        )
+        if wanted:
+            self.objective = SegmentationObjective(self.network, ignore_index=IGNORE_INDEX)
+        else:
+            name = recipe.objective.teacher
+            teacher = None if name is None else open_teacher(name)
+            self.objective = ClassificationObjective(self.network, recipe.objective, teacher)
         data, seed = recipe.data, recipe.run.seed
         self.dataset = LabelledViews(
             self.source, data.image_size, self.tensors, recipe.augmentation, recipe.target, seed
@@ -150,11 +138,6 @@ class SupervisedTask(VisionTask):
         source = open_source(data, self.recipe.run.seed, split=settings.split, **of_scenes)
         check_classes(self.source, source, data.split, settings.split)
         return source
-
-
-def _objective_arguments(config: ClassificationConfig) -> dict[str, Any]:
-    """The teacher opened in the place of its name."""
-    return asdict(config) | {"teacher": None if config.teacher is None else open_teacher(config.teacher)}
 
 
 def open_teacher(name: str) -> Any:

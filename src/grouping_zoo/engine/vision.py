@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from grouping_zoo.data.image_source import BUILT_IN, ImageSource, open_images
 from grouping_zoo.data.multi_view import SingleViews, image_tensors
 from grouping_zoo.data.segmentation_sets import open_segmentation_set
+from grouping_zoo.engine.model_card import vision_card
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
 from grouping_zoo.hf.checkpoint_folder import timm_source, zoo_models
@@ -168,7 +169,8 @@ class VisionTask:
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
         """Writes a checkpoint folder that timm and, for this package's models, transformers open."""
-        card = model_card(self.recipe, self.method, self.auto_class)
+        run, data, architecture = self.recipe.run, self.recipe.data, self.recipe.model.architecture
+        card = vision_card(run, architecture, data.path or data.source, self.method, self.auto_class)
         publish(model, folder, card, class_names=self.head_classes() or None, metrics=metrics)
 
     def load_weights(self, source: str) -> None:
@@ -315,27 +317,3 @@ def _network_arguments(config: ModelConfig, image_size: int) -> dict[str, Any]:
     """The recipe's, and for models that take images of one size only, that size."""
     sizes = {"img_size": image_size} if get_pretrained_cfg(config.architecture).fixed_input_size else {}
     return sizes | config.model_args
-
-
-def model_card(recipe: VisionRecipe, method: str, auto_class: str) -> str:
-    """The card of a checkpoint: how to open it and what it was trained on; `publish` adds the figures."""
-    name, architecture = Path(recipe.run.output_dir).name, recipe.model.architecture
-    lines = ["import grouping_zoo, timm", "", f'model = timm.create_model("local-dir:{name}", pretrained=True)']
-    if architecture.split(".")[0] in zoo_models():
-        lines += ["", f"from transformers import {auto_class}", "", f'model = {auto_class}.from_pretrained("{name}")']
-    code = "\n".join(lines)
-    return f"""---
-library_name: timm
-license: apache-2.0
-tags: [grouping-zoo, {architecture.split("_")[0]}]
----
-
-# {name}
-
-`{architecture}` trained by {method} in [grouping_zoo](https://github.com/grouping-zoo/grouping-zoo) for
-{recipe.run.steps} updates of {recipe.run.batch_size} images from "{recipe.data.path or recipe.data.source}".
-
-```python
-{code}
-```
-"""

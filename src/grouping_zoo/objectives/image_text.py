@@ -6,6 +6,7 @@ Shape legend: B images of this process, W processes, D joint width, S segments, 
 Q entries of the memory bank.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,71 @@ from grouping_zoo.grouping import Grouping
 from grouping_zoo.models.image_text import ImageTextModel
 from grouping_zoo.objectives.gather import gather, mean_over_processes
 from grouping_zoo.objectives.regularizers import affinity_distillation, group_entropy, label_entropy, segment_entropy
+from grouping_zoo.settings import require
 
 PADDED = -1
+
+
+@dataclass(kw_only=True)
+class ImageTextConfig:
+    """Settings of `ImageTextObjective`."""
+
+    caption_weight: float = 1.0
+    """Weight of the caption loss."""
+    multi_label_weight: float = 1.0
+    """Weight of the multi-label loss with the pooled image feature (as published)."""
+    positives: Literal["own", "equal"] = "own"
+    """own: an image's positives are its own nouns alone (as published); equal: the same noun of other images is
+    positive too (section 5.10)."""
+    segment_weight: float = 0.0
+    """Weight of the segment loss: each segment s chooses one of the batch's nouns or none, p_s = softmax over nouns of
+    its scaled similarities and 0; an image shows noun n with probability 1 - prod_s (1 - p_s(n)). The loss is the mean
+    of -log of that over the image's own nouns, plus the mean of -log of the opposite over the others. A segment that
+    holds two things can choose neither for sure."""
+    token_weight: float = 0.0
+    """Weight of the multi-label loss with the tokens that enter the last grouping, each as a segment of its own, in the
+    place of the pooled feature; an image's similarity to a noun is the smooth maximum (log-sum-exp) over its tokens.
+    The tokens' values learn the nouns before the groups have a shape."""
+    token_keep: float = 1.0
+    """Fraction of the tokens, drawn anew in each step of training, that this loss sees: the smaller, the more of an
+    object's tokens have to show its noun."""
+    memory_bank: int = 0
+    """Number Q of earlier nouns kept as further negatives; equal nouns never count as negatives."""
+    group_entropy: float = 0.0
+    """Weight of GE."""
+    label_entropy: float = 0.0
+    """Weight of LE."""
+    segment_entropy: float = 0.0
+    """Weight of SE."""
+    regularize_from: float = 0.0
+    """Fraction of the training, 0 to 1, after which the entropy terms set in."""
+    distillation_weight: float = 0.0
+    """Weight of the affinity distillation from the teacher."""
+    teacher: str | None = None
+    """timm vision transformer whose patch affinities are distilled (section 5.14), e.g. vit_small_patch16_224.dino."""
+    teacher_layer: int = 9
+    """Block of the teacher whose patch tokens are compared, counted from 0."""
+
+    def __post_init__(self) -> None:
+        require(self, "objective.positives", self.positives in ("own", "equal"), "own or equal")
+        require(self, "objective.token_keep", 0 < self.token_keep <= 1, "a fraction above 0, at most 1")
+        require(self, "objective.regularize_from", 0 <= self.regularize_from <= 1, "0 to 1")
+        require(self, "objective.memory_bank", self.memory_bank >= 0, "0 or more")
+        both_or_neither = bool(self.distillation_weight) == (self.teacher is not None)
+        require(
+            self, "objective.teacher", both_or_neither, "null where objective.distillation_weight is 0, and only there"
+        )
+        for name in ("label_entropy", "segment_entropy", "memory_bank"):
+            allowed = bool(self.noun_weights) or not getattr(self, name)
+            require(
+                self, f"objective.{name}", allowed, "0 where multi_label_weight, segment_weight and token_weight are 0"
+            )
+
+    @property
+    def noun_weights(self) -> dict[str, float]:
+        """Weights of the losses that compare nouns, of those that are used."""
+        weights = {"multi_label": self.multi_label_weight, "segment": self.segment_weight, "token": self.token_weight}
+        return {name: weight for name, weight in weights.items() if weight}
 
 
 class ImageTextObjective(nn.Module):
@@ -30,87 +94,36 @@ class ImageTextObjective(nn.Module):
 
     Args:
         model: the two towers.
-        caption_weight: weight of the caption loss.
-        multi_label_weight: weight of the multi-label loss with the pooled image feature (as published).
-        positives: "own": an image's positives are its own nouns alone (as published); "equal": the same noun of other
-            images is positive too (section 5.10).
-        segment_weight: weight of the segment loss: each segment s chooses one of the batch's nouns or none, p_s =
-            softmax over nouns of its scaled similarities and 0; an image shows noun n with probability 1 - prod_s (1 -
-            p_s(n)). The loss is the mean of -log of that over the image's own nouns, plus the mean of -log of the
-            opposite over the others. A segment that holds two things can choose neither for sure.
-        token_weight: weight of the multi-label loss with the tokens that enter the last grouping, each as a segment of
-            its own, in the place of the pooled feature; an image's similarity to a noun is the smooth maximum
-            (log-sum-exp) over its tokens. The tokens' values learn the nouns before the groups have a shape.
-        token_keep: share of the tokens, drawn anew in each step of training, that this loss sees: the smaller, the more
-            of an object's tokens have to show its noun.
-        memory_bank: number Q of earlier nouns kept as further negatives; equal nouns never count as negatives.
-        group_entropy: weight of GE.
-        label_entropy: weight of LE.
-        segment_entropy: weight of SE.
-        regularize_from: share of the training, 0 to 1, after which the entropy terms set in.
-        distillation_weight: weight of the affinity distillation from `teacher`.
-        teacher: frozen network, images -> patch tokens (B, N, C) on the student's grid.
+        config: the settings.
+        teacher: frozen network of `config.teacher`, images -> patch tokens (B, N, C) on the student's grid.
 
     Raises:
-        ValueError: on settings that contradict each other.
+        ValueError: if the teacher is missing.
     """
 
-    def __init__(
-        self,
-        model: ImageTextModel,
-        *,
-        caption_weight: float = 1.0,
-        multi_label_weight: float = 1.0,
-        positives: Literal["own", "equal"] = "own",
-        segment_weight: float = 0.0,
-        token_weight: float = 0.0,
-        token_keep: float = 1.0,
-        memory_bank: int = 0,
-        group_entropy: float = 0.0,
-        label_entropy: float = 0.0,
-        segment_entropy: float = 0.0,
-        regularize_from: float = 0.0,
-        distillation_weight: float = 0.0,
-        teacher: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, model: ImageTextModel, config: ImageTextConfig, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        if positives not in ("own", "equal"):
-            raise ValueError(f"positives: expected 'own' or 'equal', got {positives!r}")
-        if bool(distillation_weight) != (teacher is not None):
-            raise ValueError("distillation_weight and teacher: set both, or neither")
-        if not 0 < token_keep <= 1:
-            raise ValueError(f"token_keep: expected a share above 0, at most 1, got {token_keep}")
-        noun_weights = {"multi_label": multi_label_weight, "segment": segment_weight, "token": token_weight}
-        if (label_entropy or segment_entropy or memory_bank) and not any(noun_weights.values()):
-            raise ValueError(
-                "label_entropy, segment_entropy and memory_bank need nouns; set multi_label_weight, segment_weight or "
-                "token_weight above 0"
-            )
-        if memory_bank < 0:
-            raise ValueError(f"memory_bank: expected at least 0 entries, got {memory_bank}")
+        fits = (teacher is None) == (config.teacher is None)
+        require(config, "config.teacher", fits, "the teacher's name with the argument teacher, and null without")
         self.model = model
-        self.caption_weight = caption_weight
-        self.noun_weights = {name: weight for name, weight in noun_weights.items() if weight}
-        self.token_keep = token_keep
-        self.positives = positives
+        self.config = config
+        self.noun_weights = config.noun_weights
         self.entropy_weights = {
-            "group_entropy": group_entropy,
-            "label_entropy": label_entropy,
-            "segment_entropy": segment_entropy,
+            "group_entropy": config.group_entropy,
+            "label_entropy": config.label_entropy,
+            "segment_entropy": config.segment_entropy,
         }
-        self.regularize_from = regularize_from
-        self.distillation_weight = distillation_weight
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
         # Buffers, so that a resumed run goes on with them.
         self.progress: Tensor
         self.bank_features: Tensor
         self.bank_keys: Tensor
         self.register_buffer("progress", torch.zeros(()))
-        self.register_buffer("bank_features", torch.zeros(memory_bank, model.image_projector.fc2.out_features))
-        self.register_buffer("bank_keys", torch.full((memory_bank,), PADDED, dtype=torch.int64))
+        self.register_buffer("bank_features", torch.zeros(config.memory_bank, model.image_projector.fc2.out_features))
+        self.register_buffer("bank_keys", torch.full((config.memory_bank,), PADDED, dtype=torch.int64))
 
     def after_step(self, progress: float) -> None:
-        """Notes how far the training has come, 0 to 1."""
+        """Note the trained fraction, 0 to 1."""
         self.progress.fill_(progress)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -128,7 +141,7 @@ class ImageTextObjective(nn.Module):
         with torch.autocast(captions.device.type, enabled=False):
             rows = {name: F.normalize(part.float(), dim=-1) for name, part in rows.items()}
             losses = {"caption_loss": self._caption_loss(rows["multi_label"][:, 0], captions.float())}
-            total = self.caption_weight * losses["caption_loss"]
+            total = self.config.caption_weight * losses["caption_loss"]
             if nouns is not None:
                 nouns = F.normalize(nouns.float(), dim=-1)
                 for name, weight in self.noun_weights.items():
@@ -137,13 +150,13 @@ class ImageTextObjective(nn.Module):
                     total = total + weight * losses[f"{name}_loss"]
                 self._remember(gather(nouns.flatten(0, 1)), gather(self._own_keys(batch)).flatten())
             penalties = self._entropies(grouping, rows.get("segment"), nouns, batch)
-            active = (self.progress >= self.regularize_from).float()
+            active = (self.progress >= self.config.regularize_from).float()
             for name, value in penalties.items():
                 total = total + active * self.entropy_weights[name] * value
             losses |= penalties
             if self.teacher is not None:
                 losses["distillation_loss"] = affinity_distillation(grouping, self._teach(batch["pixel_values"]))
-                total = total + self.distillation_weight * losses["distillation_loss"]
+                total = total + self.config.distillation_weight * losses["distillation_loss"]
         return {"loss": total, **losses}
 
     def _encode_images(self, pixel_values: Tensor) -> tuple[dict[str, Tensor], Grouping]:
@@ -161,9 +174,9 @@ class ImageTextObjective(nn.Module):
             rows["segment"] = segments
         if "token" in self.noun_weights:
             tokens = vision.tokens_as_segments(stage_tokens)  # (B, N, C)
-            if self.training and self.token_keep < 1:
+            if self.training and self.config.token_keep < 1:
                 kept = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
-                kept = kept[:, : max(round(self.token_keep * tokens.shape[1]), 1)]
+                kept = kept[:, : max(round(self.config.token_keep * tokens.shape[1]), 1)]
                 tokens = tokens.gather(1, kept[:, :, None].expand(-1, -1, tokens.shape[2]))
             rows["token"] = tokens
         counts = [part.shape[1] for part in rows.values()]
@@ -224,7 +237,7 @@ class ImageTextObjective(nn.Module):
 
     def _equal_nouns(self, image_keys: Tensor, noun_keys: Tensor) -> Tensor:
         """(images, nouns) True where the image has an equal noun: keys (images, K) and (nouns,)."""
-        if self.positives == "own":
+        if self.config.positives == "own":
             return torch.zeros(len(image_keys), len(noun_keys), dtype=torch.bool, device=noun_keys.device)
         return ((image_keys[:, :, None] == noun_keys) & (image_keys != PADDED)[:, :, None]).any(dim=1)
 

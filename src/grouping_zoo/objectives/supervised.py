@@ -6,6 +6,7 @@ Distillation: Hinton et al., "Distilling the Knowledge in a Neural Network" (201
 Shape legend: B images, K classes, (H, W) image, (h, w) prediction.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,40 @@ from timm.data import Mixup, resolve_model_data_config
 from torch import Tensor, nn
 
 from grouping_zoo.objectives.gather import mean_over_processes
+from grouping_zoo.settings import require
 
 Network = Any
 """A timm model: a module with `num_classes` and `pretrained_cfg`."""
+
+
+@dataclass(kw_only=True)
+class ClassificationConfig:
+    """Settings of `ClassificationObjective`."""
+
+    label_smoothing: float = 0.0
+    """Fraction of the target that is spread over all classes alike."""
+    mixup_alpha: float = 0.0
+    """Of the Beta distribution that mixes two images; 0 for none."""
+    cutmix_alpha: float = 0.0
+    """Of the Beta distribution of the area that one image gets from another; 0 for none. With both, each batch is mixed
+    one way or the other by chance."""
+    teacher: str | None = None
+    """timm name of a model with weights, checkpoint folder or hub name; its classes must be those of the data."""
+    distillation_weight: float = 0.0
+    """w."""
+    temperature: float = 1.0
+    """t."""
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "distillation_weight"):
+            require(self, f"objective.{name}", 0 <= getattr(self, name) <= 1, "a fraction from 0 to 1")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            require(self, f"objective.{name}", getattr(self, name) >= 0, "at least 0, 0 for none")
+        require(self, "objective.temperature", self.temperature > 0, "a number above 0")
+        both_or_neither = bool(self.distillation_weight) == (self.teacher is not None)
+        require(
+            self, "objective.teacher", both_or_neither, "null where objective.distillation_weight is 0, and only there"
+        )
 
 
 class ClassificationObjective(nn.Module):
@@ -27,49 +59,25 @@ class ClassificationObjective(nn.Module):
 
     Args:
         model: timm model, images -> z (B, K).
-        label_smoothing: share of the target that is spread over all classes alike.
-        mixup_alpha: of the Beta distribution that mixes two images; 0 for none.
-        cutmix_alpha: of the Beta distribution of the area that one image gets from another; 0 for none. With both,
-            each batch is mixed one way or the other by chance.
-        teacher: timm model of the same classes, kept frozen; it sees the images at its own size and normalisation.
-        distillation_weight: w.
-        temperature: t.
+        config: the settings.
+        teacher: the timm model that `config.teacher` names, of the same classes, kept frozen; it sees the images at its
+            own size and normalisation.
 
     Raises:
-        ValueError: on settings that contradict each other, or a teacher of other classes.
+        ValueError: on a teacher of other classes, or one that is missing.
     """
 
-    def __init__(
-        self,
-        model: Network,
-        *,
-        label_smoothing: float = 0.0,
-        mixup_alpha: float = 0.0,
-        cutmix_alpha: float = 0.0,
-        teacher: Network | None = None,
-        distillation_weight: float = 0.0,
-        temperature: float = 1.0,
-    ) -> None:
+    def __init__(self, model: Network, config: ClassificationConfig, teacher: Network | None = None) -> None:
         super().__init__()
-        for name, share in (("label_smoothing", label_smoothing), ("distillation_weight", distillation_weight)):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}: expected a share from 0 to 1, got {share}")
-        if min(mixup_alpha, cutmix_alpha) < 0:
-            raise ValueError(
-                f"mixup_alpha, cutmix_alpha: expected at least 0, 0 for none, got {mixup_alpha}, {cutmix_alpha}"
-            )
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
-        if bool(distillation_weight) != (teacher is not None):
-            raise ValueError("distillation_weight and teacher: set both, or neither")
+        fits = (teacher is None) == (config.teacher is None)
+        require(config, "config.teacher", fits, "the teacher's name with the argument teacher, and null without")
         self.model = model
-        self.label_smoothing = label_smoothing
+        self.config = config
         self.mixup: Mixup | None = None
-        if mixup_alpha or cutmix_alpha:
+        if config.mixup_alpha or config.cutmix_alpha:
             # The smoothing happens in the cross-entropy, with and without mixing alike.
-            self.mixup = Mixup(mixup_alpha, cutmix_alpha, label_smoothing=0.0, num_classes=model.num_classes)
-        self.distillation_weight = distillation_weight
-        self.temperature = temperature
+            mixup, cutmix = config.mixup_alpha, config.cutmix_alpha
+            self.mixup = Mixup(mixup, cutmix, label_smoothing=0.0, num_classes=model.num_classes)
         self.teacher = None if teacher is None else FrozenTeacher(teacher, model)
 
     def after_step(self, progress: float) -> None:
@@ -90,12 +98,12 @@ class ClassificationObjective(nn.Module):
         if mixing:
             images, target = self._mix(images, target)
         logits = self.model(images).float()
-        loss = cross_entropy = F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss = cross_entropy = F.cross_entropy(logits, target, label_smoothing=self.config.label_smoothing)
         found = {"cross_entropy": cross_entropy.detach()}
         if self.teacher is not None:
-            t = self.temperature
+            t, weight = self.config.temperature, self.config.distillation_weight
             distillation = t**2 * F.cross_entropy(logits / t, (self.teacher(images) / t).softmax(dim=1))
-            loss = (1 - self.distillation_weight) * cross_entropy + self.distillation_weight * distillation
+            loss = (1 - weight) * cross_entropy + weight * distillation
             found["distillation"] = distillation.detach()
         if not mixing:
             found["accuracy"] = 100 * (logits.argmax(dim=1) == target).float().mean()
@@ -105,7 +113,10 @@ class ClassificationObjective(nn.Module):
         """Mixed images and targets (B, K)."""
         assert self.mixup is not None
         if len(images) % 2:
-            raise ValueError(f"mixup_alpha, cutmix_alpha: expected an even number of images a batch, got {len(images)}")
+            raise ValueError(
+                f"objective.mixup_alpha, objective.cutmix_alpha: expected an even number of images a batch, got "
+                f"{len(images)}; change run.batch_size"
+            )
         # timm draws from numpy's global state, which a resumed run does not restore; it does restore torch's.
         state = np.random.get_state()
         np.random.seed(int(torch.randint(2**31, ())))
