@@ -40,6 +40,7 @@ from grouping_zoo.hf.image_text import (
     ZooGroupViTProcessor,
 )
 from grouping_zoo.hf.vision import input_cfg
+from grouping_zoo.models.groupvit import GroupViT
 from grouping_zoo.models.groupvit_checkpoint import convert_state_dict
 from grouping_zoo.models.groupvit_stages import adapt_stages
 from grouping_zoo.models.image_text import ImageTextModel, load_towers
@@ -47,7 +48,8 @@ from grouping_zoo.objectives.image_text import ImageTextConfig, ImageTextObjecti
 
 logger = logging.getLogger(__name__)
 
-# What may be tuned (Sharma 2023, section 5.5.1, Table 3): parts of `ImageTextModel` by parameter name.
+# Parts that may be tuned (Sharma 2023, section 5.5.1, Table 3), by parameter name; grouping blocks are GroupViT's.
+GROUPING_BLOCK = re.compile(r"vision\.stages\.(\d+)\.grouping\.")
 PARTS = {
     "all": r"",
     "grouping_blocks": r"vision\.stages\.\d+\.grouping\.",
@@ -88,7 +90,7 @@ class ModelConfig:
     tune: list[Part] = field(default_factory=lambda: ["all"])
     """Parts whose parameters are trained; the others stay as they are."""
     adapt_stages: bool = False
-    """Let run.init_from be a checkpoint with other stages (section 5.13)."""
+    """Let run.init_from be a checkpoint of a GroupViT with other stages (section 5.13)."""
 
     def __post_init__(self) -> None:
         if not self.tune:
@@ -195,6 +197,10 @@ class ImageTextTask:
         self.tokenize = make_tokenize(self.tokenizer)
         self.model_settings = _model_settings(recipe.model, self.tokenizer)
         self.model = ImageTextModel(**self.model_settings)
+        if recipe.model.adapt_stages and not isinstance(self.model.vision, GroupViT):
+            raise ValueError(
+                f"model.adapt_stages: expected false with {recipe.model.architecture}, got true; set false"
+            )
         freeze_all_but(self.model, recipe.model.tune)
         objective = recipe.objective
         teacher = None if objective.teacher is None else PatchTokens(objective.teacher, objective.teacher_layer)
@@ -278,15 +284,19 @@ class PatchTokens(nn.Module):
 
 
 def freeze_all_but(model: ImageTextModel, parts: Iterable[Part]) -> None:
-    """Leaves gradients to the parameters of some parts alone.
+    """Leave gradients to the parameters of some parts alone.
 
     Raises:
         ValueError: for a part that the model does not have.
     """
-    last = max(i for i, stage in enumerate(model.vision.stages) if stage.grouping is not None)
-    patterns = [re.compile(PARTS[part].format(last=last) if "{last}" in PARTS[part] else PARTS[part]) for part in parts]
+    names = [name for name, _ in model.named_parameters()]
+    stages = [int(match[1]) for name in names if (match := GROUPING_BLOCK.match(name))]
+    patterns = {part: re.compile(PARTS[part].replace("{last}", str(max(stages, default=0)))) for part in parts}
+    for part, pattern in patterns.items():
+        if not any(pattern.match(name) for name in names):
+            raise ValueError(f"model.tune: expected parts of {type(model.vision).__name__}, got {part}; leave it out")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(pattern.match(name) for pattern in patterns))
+        parameter.requires_grad_(any(pattern.match(name) for pattern in patterns.values()))
 
 
 def _open_source(recipe: ImageTextRecipe) -> Scenes | CaptionedImages | CaptionedStream:

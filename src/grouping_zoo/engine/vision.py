@@ -177,13 +177,14 @@ class VisionTask:
         """Starts from a checkpoint folder or hub name of the same architecture; another head is left out."""
         config = self.recipe.model
         arguments = _network_arguments(config, self.recipe.data.image_size)
+        name = timm_source(source)
         try:
-            loaded: Any = timm.create_model(timm_source(source), pretrained=True, **arguments)
+            loaded: Any = timm.create_model(name, pretrained=True, **arguments)
             if loaded.num_classes != self.network.num_classes:
                 loaded.reset_classifier(self.network.num_classes)
             self.network.load_state_dict(loaded.state_dict())
-        except (RuntimeError, TypeError) as error:
-            reasons = " ".join(str(error).split()[:60])  # torch lists every single weight
+        except (RuntimeError, TypeError, ValueError) as error:
+            reasons = " ".join(str(error).split()[:60])  # every single weight may be listed
             raise ValueError(
                 f"run.init_from: expected a checkpoint of {config.architecture} with the same arguments, got {source}, "
                 f"which does not fit: {reasons} ..."

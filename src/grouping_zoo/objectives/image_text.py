@@ -1,4 +1,4 @@
-"""GroupViT's training signal: captions, and the nouns in them.
+"""Contrastive losses of images and their groups with captions and the nouns in them, as GroupViT is trained.
 
 Sharma (2023), section 4.3, Eq. 23-28; equal nouns of other images as positives: section 5.10; memory bank: 6.1.2.
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
+from grouping_zoo.models.groupvit import GroupViT
 from grouping_zoo.models.image_text import ImageTextModel
 from grouping_zoo.objectives.gather import gather, mean_over_processes
 from grouping_zoo.objectives.regularizers import affinity_distillation, group_entropy, label_entropy, segment_entropy
@@ -39,9 +40,9 @@ class ImageTextConfig:
     of -log of that over the image's own nouns, plus the mean of -log of the opposite over the others. A segment that
     holds two things can choose neither for sure."""
     token_weight: float = 0.0
-    """Weight of the multi-label loss with the tokens that enter the last grouping, each as a segment of its own, in the
-    place of the pooled feature; an image's similarity to a noun is the smooth maximum (log-sum-exp) over its tokens.
-    The tokens' values learn the nouns before the groups have a shape."""
+    """Weight of the multi-label loss with the tokens that enter GroupViT's last grouping, each as a segment of its own,
+    in the place of the pooled feature; an image's similarity to a noun is the smooth maximum (log-sum-exp) over its
+    tokens. The tokens' values learn the nouns before the groups have a shape."""
     token_keep: float = 1.0
     """Fraction of the tokens, drawn anew in each step of training, that this loss sees: the smaller, the more of an
     object's tokens have to show its noun."""
@@ -98,13 +99,18 @@ class ImageTextObjective(nn.Module):
         teacher: frozen network of `config.teacher`, images -> patch tokens (B, N, C) on the student's grid.
 
     Raises:
-        ValueError: if the teacher is missing.
+        ValueError: if the teacher is missing, or with a token loss of another vision tower than GroupViT.
     """
 
     def __init__(self, model: ImageTextModel, config: ImageTextConfig, teacher: nn.Module | None = None) -> None:
         super().__init__()
         fits = (teacher is None) == (config.teacher is None)
         require(config, "config.teacher", fits, "the teacher's name with the argument teacher, and null without")
+        if config.token_weight and not isinstance(model.vision, GroupViT):
+            tower = type(model.vision).__name__
+            raise ValueError(
+                f"objective.token_weight: expected 0 with {tower} as vision tower, got {config.token_weight}; set 0"
+            )
         self.model = model
         self.config = config
         self.noun_weights = config.noun_weights
@@ -127,16 +133,17 @@ class ImageTextObjective(nn.Module):
         self.progress.fill_(progress)
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss of a batch.
+        """Loss of a batch.
 
         Args:
             batch: `pixel_values` (B, 3, H, W), `input_ids` (B, T) and, where nouns count, `noun_ids`
-                (B, K, T), `noun_mask` (B, K) bool and `noun_keys` (B, K) int64, equal where the nouns are.
+                (B, K, T), `noun_mask` (B, K) bool and `noun_keys` (B, K) int64, equal where the nouns are; and extra
+                inputs of the vision tower, which makes those that are missing.
 
         Returns:
             "loss" and its parts, scalars.
         """
-        rows, grouping = self._encode_images(batch["pixel_values"])
+        rows, grouping = self._encode_images(batch)
         captions, nouns = self._encode_texts(batch)
         with torch.autocast(captions.device.type, enabled=False):
             rows = {name: F.normalize(part.float(), dim=-1) for name, part in rows.items()}
@@ -159,21 +166,23 @@ class ImageTextObjective(nn.Module):
                 total = total + self.config.distillation_weight * losses["distillation_loss"]
         return {"loss": total, **losses}
 
-    def _encode_images(self, pixel_values: Tensor) -> tuple[dict[str, Tensor], Grouping]:
+    def _encode_images(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Grouping]:
         """Joint features by which nouns are compared, each (B, R, D), and the grouping.
 
         "multi_label" is the pooled image (R = 1), "segment" the segments and "token" the tokens, where needed. All are
         projected together, so that batch norm sees one distribution and not several in turn.
         """
         vision = self.model.vision
-        segments, stage_tokens, grouping = vision.forward_grouped(pixel_values)
-        assert grouping is not None
-        rows = {"multi_label": vision.forward_head(segments, pre_logits=True)[:, None]}
+        extra = {name: batch[name] for name in vision.input_names if name in batch}
+        grouped = vision.forward_grouped(batch["pixel_values"], **extra)
+        grouping = vision.segment_grouping(grouped)
+        segments = grouping.tokens[-1]  # (B, S, C)
+        rows = {"multi_label": segments.mean(dim=1)[:, None]}
         weights = self.noun_weights | self.entropy_weights
         if any(weights.get(name) for name in ("segment", "label_entropy", "segment_entropy")):
             rows["segment"] = segments
         if "token" in self.noun_weights:
-            tokens = vision.tokens_as_segments(stage_tokens)  # (B, N, C)
+            tokens = vision.tokens_as_segments(grouped.stages)  # (B, N, C)
             if self.training and self.config.token_keep < 1:
                 kept = torch.rand(tokens.shape[:2], device=tokens.device).argsort(dim=1)
                 kept = kept[:, : max(round(self.config.token_keep * tokens.shape[1]), 1)]
