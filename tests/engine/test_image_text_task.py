@@ -22,10 +22,12 @@ from short_runs import short
 from toy_task import log_lines
 
 RECIPES = [
+    "cast_nano_scenes_text",
     "groupvit_nano_scenes",
     "groupvit_nano_scenes_quick",
     "groupvit_small_coco_finetuned",
     "groupvit_small_gcc_yfcc",
+    "pgt_nano_scenes_text",
 ]
 Trained = Callable[[str], Path]
 # No noise and no batch norm, which differ between processes by design.
@@ -96,6 +98,19 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     one_log, two_log = (log_lines(tmp_path / name) for name in ("one", "two"))
     for name in ("loss", "caption_loss", "segment_loss", "token_loss", "grad_norm"):
         assert [line[name] for line in two_log] == pytest.approx([line[name] for line in one_log], rel=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective.token_weight=1"], "objective.token_weight: expected 0 with PGT as vision tower"),
+        (["model.adapt_stages=true"], "model.adapt_stages: expected false with pgt_nano, got true"),
+        (["model.tune=[grouping_blocks]"], "model.tune: expected parts of PGT, got grouping_blocks"),
+    ],
+)
+def test_settings_that_groupvit_alone_has_are_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        short("pgt_text", tmp_path, *overrides).build()
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,3 +1,5 @@
+"""The image-text objective and its regularizers against plain loops, on one process and two."""
+
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from grouping_zoo.grouping import Grouping
+from grouping_zoo.models.groupvit import GroupViT
 from grouping_zoo.models.image_text import ImageTextModel
 from grouping_zoo.objectives.gather import gather
 from grouping_zoo.objectives.image_text import ImageTextConfig, ImageTextObjective
@@ -25,20 +28,22 @@ B, K, T = 4, 3, 6
 EOS = 19
 
 
-def network(batch_norm: bool = True) -> ImageTextModel:
-    torch.manual_seed(0)
-    model = ImageTextModel(
+TOWERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "groupvit": (
         "groupvit_small_patch16_224",
-        dict(
-            img_size=16,
-            patch_size=4,
-            embed_dim=16,
-            num_heads=2,
-            depths=(1, 1),
-            num_group_tokens=(6, 4),
-            num_output_groups=(5, 3),
-            assignment="hard",
-        ),
+        dict(patch_size=4, depths=(1, 1), num_group_tokens=(6, 4), num_output_groups=(5, 3), assignment="hard"),
+    ),
+    "cast": ("cast_small", dict(depths=(1, 1), num_clusters=(5, 3), stem_strides=(2, 2), superpixel_size=4)),
+    "pgt": ("pgt_tiny", dict(patch_size=4, depths=(1, 1), group_dims=(4, 6), num_groups=3)),
+}
+
+
+def network(batch_norm: bool = True, tower: str = "groupvit") -> ImageTextModel:
+    torch.manual_seed(0)
+    architecture, model_args = TOWERS[tower]
+    model = ImageTextModel(
+        architecture,
+        dict(img_size=16, embed_dim=16, num_heads=2) | model_args,
         dict(vocab_size=20, context_length=T, width=16, depth=1, num_heads=2, eos_token_id=EOS),
         projection_dim=8,
         projection_hidden_dim=16,
@@ -82,10 +87,12 @@ class Features:
         def unit(x: Tensor) -> Tensor:
             return x / x.norm(dim=-1, keepdim=True)
 
-        segments, stage_tokens, _ = model.vision.forward_grouped(data["pixel_values"])
+        grouped = model.vision.forward_grouped(data["pixel_values"])
+        segments = model.vision.segment_grouping(grouped).tokens[-1]
         self.image = unit(model.image_projector(segments.mean(1)))
         self.segments = unit(model.image_projector(segments))
-        self.tokens = unit(model.image_projector(model.vision.tokens_as_segments(stage_tokens)))
+        if isinstance(model.vision, GroupViT):
+            self.tokens = unit(model.image_projector(model.vision.tokens_as_segments(grouped.stages)))
         self.caption = unit(model.encode_text(data["input_ids"]))
         self.noun = unit(model.encode_text(data["noun_ids"].flatten(0, 1))).unflatten(0, data["noun_keys"].shape)
 
@@ -182,8 +189,42 @@ def test_losses_equal_plain_loops(positives: str) -> None:
     assert float(found["loss"]) == pytest.approx(0.7 * caption + 0.3 * pooled + 0.2 * tokens + 0.4 * segment, rel=1e-5)
 
 
+@pytest.mark.parametrize("tower", ["cast", "pgt"])
+def test_losses_of_other_towers_equal_plain_loops(tower: str) -> None:
+    model, data = network(tower=tower).eval(), batch()
+    objective = objective_of(model, positives="equal", segment_weight=0.5, group_entropy=0.1, segment_entropy=0.1)
+    with torch.no_grad():
+        found, features = objective.eval()(data), Features(model, data)
+    keys, scale = data["noun_keys"].tolist(), math.exp(1.5)
+    caption = plain_caption_loss(features, math.exp(float(model.logit_scale)))
+    pooled = plain_multi_label_loss(features, keys, scale, "equal", "multi_label")
+    segment = plain_segment_loss(features, keys, scale)
+    assert float(found["caption_loss"]) == pytest.approx(caption, rel=1e-5)
+    assert float(found["multi_label_loss"]) == pytest.approx(pooled, rel=1e-5)
+    assert float(found["segment_loss"]) == pytest.approx(segment, rel=1e-5)
+    penalties = 0.1 * float(found["group_entropy"] + found["segment_entropy"])
+    assert float(found["loss"]) == pytest.approx(caption + pooled + 0.5 * segment + penalties, rel=1e-5)
+
+
+def test_a_tower_gets_its_extra_inputs_from_the_batch() -> None:
+    objective, data = objective_of(network(tower="cast").eval()).eval(), batch()
+    made = objective.model.vision.make_superpixels(data["pixel_values"])
+    whole = torch.zeros_like(made)
+    with torch.no_grad():
+        own, same, other = (
+            objective(data | extra)["loss"] for extra in ({}, {"superpixels": made}, {"superpixels": whole})
+        )
+    assert torch.equal(own, same)
+    assert not torch.isclose(own, other)
+
+
+def test_a_token_loss_needs_a_groupvit() -> None:
+    with pytest.raises(ValueError, match=r"objective.token_weight: expected 0 with PGT as vision tower, got 1.0"):
+        objective_of(network(tower="pgt"), token_weight=1.0)
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1.0, 5), (0.5, 2), (0.01, 1)])
-def test_token_loss_sees_a_share_of_the_tokens_in_training_only(keep: float, kept: int) -> None:
+def test_token_loss_sees_a_fraction_of_the_tokens_in_training_only(keep: float, kept: int) -> None:
     model, data = network(), batch()
     objective = objective_of(model, token_weight=1.0, token_keep=keep)
     seen: list[int] = []

@@ -44,8 +44,11 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "class": ("vt_resnet_nano_scenes", {"model.model_args": TINY_VT_RESNET, "evaluation.images": 12}),
     "mask": ("vt_fpn_nano_scenes", {"model.model_args": TINY_VT_FPN, "evaluation.images": 12}),
     "image_text": ("groupvit_nano_scenes_quick", {"evaluation.images": 4}),
+    "cast_text": ("cast_nano_scenes_text", {"evaluation.images": 4}),
+    "pgt_text": ("pgt_nano_scenes_text", {"evaluation.images": 4}),
 }
-"""Packaged recipe and what makes it short, by task; "class" and "mask" are the two targets of "supervised"."""
+"""Packaged recipe and the settings that make it short, by task; "class" and "mask" are the targets of "supervised",
+"cast_text" and "pgt_text" are "image_text" with other towers."""
 
 
 def short(name: str, output_dir: Path, *overrides: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from grouping_zoo.models.checkpoint import NETWORK_PREFIX, fitted, network_state_dict
+from grouping_zoo.models.checkpoint import NETWORK_PREFIX, VISION_PREFIX, fitted, network_state_dict
 
 MoCoEncoder = Literal["base", "momentum"]
 MOCO_ENCODERS = ("base", "momentum")
@@ -41,7 +41,8 @@ def detect_format(keys: Iterable[str]) -> str:
 
     Returns:
         "moco" (an original snapshot of MoCo training), "original" (the network alone, as DeiT-style training and
-        conversions save it), "folder" (a checkpoint folder of this package) or "timm" (its network alone).
+        conversions save it), "folder" (a checkpoint folder of this package, with or without a text tower) or "timm"
+        (its network alone).
 
     Raises:
         ValueError: if the keys fit none.
@@ -51,7 +52,7 @@ def detect_format(keys: Iterable[str]) -> str:
         return "moco"
     if any(key.removeprefix("module.").startswith("pool1.pool_block.") for key in keys):
         return "original"
-    for name, prefix in (("folder", NETWORK_PREFIX), ("timm", "")):
+    for name, prefix in (("folder", NETWORK_PREFIX + VISION_PREFIX), ("folder", NETWORK_PREFIX), ("timm", "")):
         if any(key.startswith(f"{prefix}stages.0.pooling.") for key in keys):
             return name
     raise ValueError(f"checkpoint: no key of a CAST checkpoint among {sorted(keys)[:5]}; is it another model's?")

@@ -280,7 +280,7 @@ class ImageTextObjective(nn.Module):
     def _with_bank(
         self, similarity: Tensor, positive: Tensor, valid: Tensor, own_keys: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Adds the bank's nouns as columns that are negatives, or ignored where the image has the noun itself."""
+        """Append the bank's nouns as columns that are negatives, or ignored where the image has the noun itself."""
         allowed = valid[None].expand_as(positive)
         if not len(self.bank_keys):
             return similarity, positive, allowed
@@ -296,7 +296,7 @@ class ImageTextObjective(nn.Module):
 
     @torch.no_grad()
     def _remember(self, nouns: Tensor, keys: Tensor) -> None:
-        """Puts the newest nouns at the front of the bank."""
+        """Put the newest nouns at the front of the bank."""
         size = len(self.bank_keys)
         if size and self.training:
             nouns, keys = nouns[keys != PADDED], keys[keys != PADDED]
@@ -326,7 +326,7 @@ class ImageTextObjective(nn.Module):
         return self.teacher(pixel_values)
 
     def train(self, mode: bool = True) -> Any:
-        """Keeps the teacher in evaluation mode."""
+        """Set the mode; the teacher stays in evaluation mode."""
         super().train(mode)
         if self.teacher is not None:
             self.teacher.eval()
