@@ -113,13 +113,13 @@ class DataConfig:
     length: int = 10_000
     """Scenes an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
-    """What the scenes show."""
+    """Objects in the scenes."""
     recolor: float = 0.0
-    """Share of the scenes with their photo in other colours."""
+    """Fraction of the scenes with their photo in other colours."""
     image_size: int = 224
     """Side of the training views in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image that a view shows."""
+    """Smallest and largest fraction of the image that a view shows."""
     flip: bool = True
     """Mirror half of the views."""
     color_jitter: float = 0.4
@@ -153,7 +153,7 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    """Zero-shot figures on held-out built-in scenes, and what the checkpoint takes for its defaults."""
+    """Zero-shot metrics on held-out built-in scenes, and the checkpoint's default settings."""
 
     images: int = 0
     """Scenes; 0 for no evaluation."""
@@ -214,7 +214,7 @@ class ImageTextTask:
         return {name: getattr(self.recipe.evaluation, name) for name in names}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Zero-shot figures on held-out scenes; none if the recipe asks for none."""
+        """Zero-shot metrics on held-out scenes; none if the recipe asks for none."""
         settings = self.recipe.evaluation
         if not settings.images:
             return {}
@@ -230,7 +230,7 @@ class ImageTextTask:
         )
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
-        """Writes a checkpoint folder that timm and transformers open."""
+        """Write a checkpoint folder that timm and transformers open."""
         assert isinstance(model, ImageTextModel)
         settings, size = self.recipe.evaluation, self.recipe.data.image_size
         description = input_cfg(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
@@ -255,7 +255,7 @@ class ImageTextTask:
         save_checkpoint(folder, published.eval(), processor, card)
 
     def load_weights(self, source: str) -> None:
-        """Starts from a checkpoint folder or hub name (this package's or transformers'), or an original `.pth`."""
+        """Start from a checkpoint folder or hub name (this package's or transformers'), or an original `.pth`."""
         if source.endswith((".pth", ".pth.tar", ".pt")):
             loaded = torch.load(source, map_location="cpu", weights_only=True)
             state = convert_state_dict(loaded.get("model", loaded))

@@ -41,7 +41,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     """Peak learning rate, for the batch size as it is: nothing scales it."""
     weight_decay: float = 0.05
-    """Spares biases, all one-dimensional parameters and what the network's `no_weight_decay()` names."""
+    """Not of biases, other one-dimensional parameters and those that the network's `no_weight_decay()` names."""
     betas: tuple[float, float] | None = None
     """Decay rates of the running averages; null leaves the optimizer's own."""
     layer_decay: float | None = None
@@ -296,7 +296,7 @@ def _nested(dotted: str) -> dict[str, Any]:
 
 
 def _refuse_unknown(source: str, settings: Mapping[str, Any], cls: Any, prefix: str = "") -> None:
-    """Refuses keys that no dataclass of the recipe knows; settings that are plain dicts take any key."""
+    """Refuse keys that no dataclass of the recipe knows; settings that are plain dicts take any key."""
     hints = typing.get_type_hints(cls)
     known = [entry.name for entry in dataclasses.fields(cls)]
     for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""What the tasks that train a network on images alone have in common."""
+"""Common part of the tasks that train a network on images alone."""
 
 from grouping_zoo.engine.vision import VisionRecipe, VisionTask, check_gives_features
 from grouping_zoo.objectives.momentum import MomentumObjective

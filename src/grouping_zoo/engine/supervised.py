@@ -30,7 +30,7 @@ WITHOUT_MASKS = ("photos", "folder", "hub")
 
 @dataclass(kw_only=True)
 class HeldOutConfig:
-    """Held-out images that the network is judged on."""
+    """Evaluation on held-out images."""
 
     images: int = 0
     """How many, drawn by chance; 0 for no evaluation."""
@@ -47,7 +47,7 @@ class SupervisedRecipe(VisionRecipe):
     """A supervised training run."""
 
     target: Target = "class"
-    """What the network learns: the class of an image, or of each pixel."""
+    """Kind of label: the class of an image, or of each pixel."""
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     objective: ClassificationConfig = field(default_factory=ClassificationConfig)
     """For target=class alone."""

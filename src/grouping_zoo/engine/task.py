@@ -1,4 +1,4 @@
-"""What a training task gives to the loop."""
+"""Interface between a training task and the loop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ class Task(Protocol):
 
     Attributes:
         objective: `objective(batch) -> {"loss": scalar, ...}` with `.model`, the network that is averaged, evaluated
-            and exported, and `after_step(progress)`, called after each update with the trained share, 0 to 1. Its
+            and exported, and `after_step(progress)`, called after each update with the trained fraction, 0 to 1. Its
             buffers are part of the training state.
         dataset: map-style and indexed by `SampleKey(epoch, index)`; or an `IterableDataset` with `state_dict` and
             `load_state_dict`. The latter shards itself over processes and workers and is iterated anew whenever it

@@ -1,4 +1,4 @@
-"""What the tasks that train one network on images have in common: settings, network, evaluation, export."""
+"""Common parts of the tasks that train one network on images: settings, network, evaluation, export."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ class ImageDataConfig:
     length: int = 10_000
     """Built-in images an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
-    """What the scenes show."""
+    """Objects in the scenes."""
     max_objects: int = 3
     """Most objects of a scene; 1 gives scenes with a class."""
     recolor: float = 0.0
@@ -130,9 +130,9 @@ class VisionTask:
     """
 
     method: ClassVar[str]
-    """What the model card calls the training."""
+    """Name of the training on the model card."""
     auto_class: str = "AutoModel"
-    """What transformers opens the checkpoint by."""
+    """Class of transformers that opens the checkpoint."""
     objective: nn.Module
     dataset: Dataset[Any]
     collate: Callable[[list[Any]], Any] = staticmethod(default_collate)

@@ -1,1 +1,1 @@
-"""What is minimised: each objective is a module, `objective(batch) -> {"loss": ..., other scalars}`."""
+"""Training objectives: each is a module, `objective(batch) -> {"loss": ..., other scalars}`, with its settings."""

@@ -215,7 +215,7 @@ class DINOObjective(MomentumObjective):
 
     @torch.no_grad()
     def _move_center(self, logits: Tensor) -> None:
-        """Moves the centre towards the mean of the teacher's logits (G * B, P) over all processes."""
+        """Move the centre towards the mean of the teacher's logits (G * B, P) over all processes."""
         mean = gather(logits.mean(dim=0, keepdim=True)).mean(dim=0)
         self.center.lerp_(mean, 1 - self.config.center_momentum)
 

@@ -1,4 +1,4 @@
-"""Gathering features over processes without losing their gradients."""
+"""Gathering of features over processes without losing their gradients."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Joins (B, ...) of all processes to (B * processes, ...) in rank order, keeping gradients.
+    """Join (B, ...) of all processes to (B * processes, ...) in rank order, keeping gradients.
 
     Every process must bring the same shape. Without a process group the tensor itself comes back.
     """
@@ -38,7 +38,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def mean_over_processes(total: Tensor, count: Tensor) -> Tensor:
-    """This process's share of a mean whose count differs between processes: the processes' average is the mean."""
+    """This process's term of a mean whose count differs between processes: the processes' average is the mean."""
     counts = gather(count.reshape(1))
     return total * len(counts) / counts.sum().clamp(min=1)
 

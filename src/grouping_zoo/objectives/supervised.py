@@ -165,7 +165,7 @@ class FrozenTeacher(nn.Module):
         return self.model(images).float()
 
     def train(self, mode: bool = True) -> "FrozenTeacher":
-        """Stays in evaluation mode."""
+        """Stay in evaluation mode."""
         return super().train(False)
 
 
