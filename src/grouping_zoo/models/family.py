@@ -101,6 +101,14 @@ class GroupingNetwork(nn.Module):
             raise ValueError(f"{type(self).__name__}: this variant makes no groups; choose one that does")
         return grouping
 
+    def forward_grouping_with_attention(self, x: Tensor, *args: Any, **kwargs: Any) -> tuple[Grouping, Tensor | None]:
+        """`forward_grouping` and, where `has_token_attention`, `token_attention`, from one pass.
+
+        Raises:
+            ValueError: of a variant that makes no groups.
+        """
+        return self.forward_grouping(x, *args, **kwargs), None
+
     @property
     def segment_width(self) -> int:
         """Width of the features of the groups that `segment_grouping` returns."""

@@ -313,7 +313,7 @@ class SemanticFPN(GroupingNetwork):
         Raises:
             ValueError: of a plain FPN, which makes no groups, or on a level that is not there.
         """
-        return _grouping(self._vt_level(x, level))
+        return _grouping(self._vt_levels(x)[self._level(level)])
 
     def forward_grouped(self, x: Tensor, level: int = 0) -> GroupedFeatures:
         """Features, the maps of `forward_intermediates`, and `forward_grouping`, in one pass."""
@@ -336,14 +336,18 @@ class SemanticFPN(GroupingNetwork):
         Returns:
             (B, L, h_l, w_l), each token's map sums to 1; (B, L, H, W) where a size is given.
         """
-        found = self._vt_level(x, level)
-        maps = found.attention.unflatten(2, found.features.shape[-2:])
+        maps = _attention_maps(self._vt_levels(x)[self._level(level)])
         return maps if size is None else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
-    def _vt_level(self, x: Tensor, level: int) -> VTLevel:
+    def forward_grouping_with_attention(self, x: Tensor, level: int = 0) -> tuple[Grouping, Tensor]:
+        """`forward_grouping` of a level, and `token_attention` of the coarsest, from one pass."""
+        levels = self._vt_levels(x)
+        return _grouping(levels[self._level(level)]), _attention_maps(levels[-1])
+
+    def _vt_levels(self, x: Tensor) -> list[VTLevel]:
         if not isinstance(self.neck, VTNeck):
             raise ValueError("neck: expected 'vt' for a grouping, got 'fpn', which makes no groups")
-        return self.neck.forward_levels(self._levels(x))[self._level(level)]
+        return self.neck.forward_levels(self._levels(x))
 
     def _level(self, level: int) -> int:
         count = len(self.feature_info)
@@ -356,6 +360,11 @@ class SemanticFPN(GroupingNetwork):
         maps = self.backbone(x)
         # Some of timm's transformers keep channels last.
         return [m.permute(0, 3, 1, 2) for m in maps] if self.backbone.output_fmt == "NHWC" else maps
+
+
+def _attention_maps(level: VTLevel) -> Tensor:
+    """(B, L, h_l * w_l) attention as maps (B, L, h_l, w_l)."""
+    return level.attention.unflatten(2, level.features.shape[-2:])
 
 
 def _grouping(level: VTLevel) -> Grouping:

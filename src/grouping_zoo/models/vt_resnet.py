@@ -339,9 +339,13 @@ class VTResNet(GroupingNetwork):
         """
         if not -len(self.vt_modules) <= module < len(self.vt_modules):
             raise ValueError(f"module: expected -{len(self.vt_modules)} to {len(self.vt_modules) - 1}, got {module}")
-        output = self._run_modules(self._stages(x)[-1])[module]
-        maps = output.attention.unflatten(2, output.features.shape[-2:])
+        maps = _attention_maps(self._run_modules(self._stages(x)[-1])[module])
         return maps if size is None else F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+    def forward_grouping_with_attention(self, x: Tensor) -> tuple[Grouping, Tensor]:
+        """`forward_grouping`, and `token_attention` of the first module, from one pass."""
+        outputs = self._run_modules(self._stages(x)[-1])
+        return _grouping(outputs), _attention_maps(outputs[0])
 
     def _stages(self, x: Tensor, stop: int | None = None) -> list[Tensor]:
         """Maps of the stem and of the first `stop` stages."""
@@ -375,6 +379,11 @@ class VTResNet(GroupingNetwork):
 
     def _final_tokens(self, output: VTOutput) -> Tensor:
         return F.relu(self.norm(self.final_proj(output.tokens)))
+
+
+def _attention_maps(output: VTOutput) -> Tensor:
+    """(B, L, h * w) attention as maps (B, L, h, w)."""
+    return output.attention.unflatten(2, output.features.shape[-2:])
 
 
 def _grouping(outputs: Sequence[VTOutput]) -> Grouping:
