@@ -52,6 +52,8 @@ def open_image(
     """
     name = name or str(path_or_file if isinstance(path_or_file, str | PathLike) else getattr(path_or_file, "name", "?"))
     try:
+        if isinstance(path_or_file, str | PathLike):
+            _check_regular_file(Path(path_or_file))
         with _open(path_or_file) as image:
             pixels = image.width * image.height
             if pixels > BOMB_PIXELS:
@@ -61,9 +63,7 @@ def open_image(
                 image.draft(None, size)
                 image.load()
                 image.thumbnail(size, Image.Resampling.BOX, reducing_gap=None)
-            image.load()
-            orientation = _orientation(image)
-            rgb = _to_rgb(image)
+            return as_rgb(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name}: expected a file, got none; check the path") from None
     # Decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, IndexError...
@@ -72,7 +72,20 @@ def open_image(
         raise ValueError(
             f"image {name}: expected a readable image, got: {reason}; replace or remove the file"
         ) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB, upright, as `open_image` does."""
+    image.load()
+    orientation = _orientation(image)
+    rgb = _to_rgb(image)
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
+def _check_regular_file(path: Path) -> None:
+    # Reading a pipe waits for somebody to write into it, which may be for ever.
+    if path.exists() and not path.is_file():
+        raise ValueError("a folder, pipe or device")
 
 
 def _open(path_or_file: str | PathLike[str] | IO[bytes]) -> Image.Image:
