@@ -3,6 +3,9 @@
 Importing the package registers its models with both libraries.
 """
 
+import importlib
+from typing import Any
+
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.cast import (
     CASTBackbone,
@@ -65,6 +68,8 @@ __all__ = [
     "PGTForImageClassification",
     "PGTForSemanticSegmentation",
     "PGTModel",
+    "Segmentation",
+    "Segmenter",
     "SemanticFPN",
     "VTFPNConfig",
     "VTFPNForSemanticSegmentation",
@@ -87,4 +92,18 @@ __all__ = [
     "__version__",
     "open_checkpoint",
     "packaged_checkpoints",
+    "segment",
 ]
+
+# Public names of modules that are imported at their first use, because drawing takes libraries that are slow to import.
+LAZY = {
+    "Segmentation": "grouping_zoo.inference.result",
+    "Segmenter": "grouping_zoo.inference.segmenter",
+    "segment": "grouping_zoo.inference.segmenter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(LAZY[name]), name)

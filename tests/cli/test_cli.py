@@ -202,7 +202,7 @@ def test_corrupt_files_of_a_folder_are_skipped_and_named(run: Run, checkpoint: P
     assert result.code == 0
     assert len(result.out.splitlines()) == 1
     first, *others = result.err.splitlines()
-    assert first == "skipped: 4 of 5 images could not be read"
+    assert first == "skipped: 4 of 5 images could not be segmented"
     assert {name for name in corrupt_files() if name in result.err} == set(corrupt_files())
     assert len(others) == 4
 
@@ -216,18 +216,103 @@ def test_a_bad_image_that_was_asked_for_is_an_error_after_the_others_are_done(
     result = run("segment", tmp_path / "bad.png", tmp_path / "good.png", "--model", checkpoint, "--out", out)
     assert result.code == 2
     assert (out / "good.json").exists()
-    assert result.err.startswith(f"error: 1 of 2 images could not be read: image {tmp_path / 'bad.png'}: ")
+    assert result.err.startswith(f"error: 1 of 2 images could not be segmented: image {tmp_path / 'bad.png'}: ")
 
 
-def test_no_image_left_and_too_many_corrupt_ones_are_errors(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_no_image_left_is_an_error(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"{number}.png").write_bytes(b"")
-    arguments = ("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
-    mistake(run(*arguments), "4 of 4 images could not be read", "and 1 more")
-    for number in range(4, 20):
-        (tmp_path / f"{number}.png").write_bytes(b"")
-    mistake(run(*arguments), "corrupt images: expected at most 5%", "repair or remove")
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    line = mistake(result, "4 of 4 images could not be segmented", "and 1 more")
+    assert "expected a readable image" in line, "the reason"
     assert not (tmp_path / "out").exists()
+
+
+def test_many_bad_images_do_not_keep_the_others_from_being_done(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.jpg").write_text("<html>")
+    photo().save(tmp_path / "last.png")
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    assert result.code == 0
+    assert result.err.startswith("skipped: 12 of 13 images could not be segmented")
+    assert (tmp_path / "out" / "last.json").exists()
+
+
+def test_an_image_that_the_network_cannot_take_does_not_keep_the_others_from_being_done(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
+    photo((400, 50)).save(tmp_path / "long.png")
+    photo((50, 50)).save(tmp_path / "square.png")
+    arguments = ("--model", checkpoint, "--out", tmp_path / "out", "--size", 600)
+    result = run("segment", tmp_path, *arguments)
+    assert result.code == 0
+    first, reason = result.err.splitlines()
+    assert first == "skipped: 1 of 2 images could not be segmented"
+    assert reason.startswith(f"  {tmp_path / 'long.png'}: size: expected at most 65536 patches")
+    assert (tmp_path / "out" / "square.json").exists()
+
+
+ODD_NAMES = [b"caf\xff.png", b"a" * 244 + b".png", "é".encode() * 122 + b".png", "星\n$x^$ {0} 100%.png".encode()]
+
+
+def test_odd_names_neither_stop_nor_clash(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    names = [*ODD_NAMES, b"a" * 243 + b"b.png", b"z.png"]
+    for name in names:
+        photo().save(tmp_path / os.fsdecode(name))
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    assert len(list((tmp_path / "out").iterdir())) == len(names) * len(FILES)
+    records = [json.loads(file.read_text()) for file in (tmp_path / "out").glob("*.json")]
+    assert {os.fsencode(one["image"]) for one in records} == set(names)
+    assert r"caf\udcff.png: " in result.out
+
+
+def test_odd_class_names(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png")
+    classes = "$x^$ {0} 100%, " + "x" * 300 + ", 星, {}, %s"
+    result = run("segment", tmp_path / "a.png", "--model", checkpoint, "--out", tmp_path, "--classes", classes)
+    assert result.code == 0, result.err
+    names = [entry["name"] for entry in record(tmp_path, "a")["classes"]]
+    assert names == [name.strip() for name in classes.split(",")]
+    wrong = ("--classes", "cat, caf\udcff")
+    mistake(run("segment", tmp_path / "a.png", "--model", checkpoint, *wrong), "classes", r"UTF-8, got 'caf\udcff'")
+
+
+def test_a_terminal_that_cannot_print_a_character_does_not_end_it(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("café.png", "z.png"):
+        photo().save(tmp_path / name)
+    arguments = ["segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out"]
+    result = subprocess.run(
+        [sys.executable, "-m", "grouping_zoo.cli", *arguments],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "OMP_NUM_THREADS": "1"},
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert rb"caf\xe9.png: " in result.stdout
+    assert (tmp_path / "out" / "z.json").exists()
+
+
+def test_a_pipe_is_not_waited_for(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    arguments = ("--model", checkpoint, "--out", tmp_path / "out")
+    mistake(run("segment", tmp_path / "fifo.png", *arguments), "fifo.png", "got: a folder, pipe or device")
+
+
+def test_an_empty_out_is_not_the_current_folder(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    photo().save(tmp_path / "a.png")
+    mistake(run("segment", tmp_path / "a.png", "--model", checkpoint, "--out", ""), "--out", "an empty path", "give .")
+    mistake(run("eval", checkpoint, "--out", ""), "--out", "an empty path")
+
+
+def test_a_folder_in_the_way_stops_one_image_alone(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        photo().save(tmp_path / name)
+    out = tmp_path / "out"
+    (out / "a_groups.png").mkdir(parents=True)
+    result = run("segment", tmp_path, "--model", checkpoint, "--out", out)
+    assert result.code == 0
+    assert "a_groups.png: expected to write a file, got a folder" in result.err
+    assert sorted(file.name for file in out.iterdir()) == sorted(["a_groups.png", *(f"b{suffix}" for suffix in FILES)])
 
 
 def test_nothing_half_written_stays(
@@ -240,7 +325,7 @@ def test_nothing_half_written_stays(
         assert list(out.rglob("*_groups.png")), "the first picture was written already"
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("grouping_zoo.viz.pictures.save_label_png", full_disk)
+    monkeypatch.setattr("grouping_zoo.inference.result.save_label_png", full_disk)
     mistake(run("segment", tmp_path / "photo.png", "--model", checkpoint, "--out", out), "No space left on device")
     assert not list(out.iterdir())
 
@@ -255,7 +340,7 @@ def test_an_interruption_is_quiet(run: Run, checkpoint: Path, tmp_path: Path, mo
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(images, "open_image", interrupted)
+    monkeypatch.setattr("grouping_zoo.inference.photos.open_image", interrupted)
     result = run("segment", tmp_path, "--model", checkpoint, "--out", tmp_path / "out")
     assert result.code == 130
     assert result.err == ""
@@ -268,22 +353,22 @@ def test_an_interruption_is_quiet(run: Run, checkpoint: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("switches", "words"),
     [
-        (("--classes", ""), ["--classes", "at least one class name"]),
-        (("--classes", " , ;,"), ["--classes", "at least one class name"]),
-        (("--classes", "cat, dog, Cat"), ["--classes", "cat more than once"]),
-        (("--classes", "cat, background"), ["--classes", "background", "--threshold"]),
+        (("--classes", ""), ["classes: expected at least one class name"]),
+        (("--classes", " , ;,"), ["classes: expected at least one class name"]),
+        (("--classes", "cat, dog, Cat"), ["classes", "cat more than once"]),
+        (("--classes", "cat, background"), ["classes", "background", "set threshold"]),
         (("--threshold", "1.5"), ["--threshold", "from 0 to 1", "'1.5'"]),
         (("--threshold", "nan"), ["--threshold", "from 0 to 1", "'nan'"]),
         (("--threshold", "low"), ["--threshold", "from 0 to 1", "'low'"]),
         (("--size", "0"), ["--size", "at least 1", "'0'"]),
         (("--size", "3"), ["size: expected at least the model's patch of 4 pixels, got 3"]),
         (("--size", "5000"), ["size: expected at most 65536 patches", "lower size"]),
-        (("--stride", "8"), ["--stride", "add --window"]),
+        (("--stride", "8"), ["stride", "set window too"]),
         (("--window", "16", "--stride", "17"), ["stride: expected 1 to the window's 16, got 17"]),
         (("--masks", "fuzzy"), ["--masks", "'fuzzy'", "hard", "see grouping-zoo segment --help"]),
-        (("--device", "toaster"), ["--device", "'toaster'", "try cpu"]),
-        (("--level", "1"), ["--level", "for models without text", "leave it out"]),
-        (("--clusters", "8,4"), ["--clusters", "for models without text"]),
+        (("--device", "toaster"), ["device", "'toaster'", "try cpu"]),
+        (("--level", "1"), ["level", "for models without text", "leave it out"]),
+        (("--clusters", "8,4"), ["num_clusters", "for models without text"]),
         (("--colour", "red"), ["unrecognized arguments: --colour red", "--help"]),
     ],
 )
@@ -355,7 +440,7 @@ def test_models_that_cannot_be_opened(run: Run, checkpoint: Path, tmp_path: Path
     wordless = copy("wordless")
     config = json.loads((wordless / "config.json").read_text())
     (wordless / "config.json").write_text(json.dumps(config | {"class_names": None}))
-    mistake(segment(wordless), "--classes", "has no classes of its own")
+    mistake(segment(wordless), "classes", "has no classes of its own")
     assert not (tmp_path / "out").exists()
 
 
@@ -449,10 +534,14 @@ def test_it_runs_as_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert capsys.readouterr().out.strip() == __version__
 
 
-def test_the_command_starts_without_what_it_does_not_need() -> None:
+@pytest.mark.parametrize("words", [["list"], ["--version"]])
+def test_the_command_starts_without_what_it_does_not_need(words: list[str]) -> None:
     script = (
-        "import sys; from grouping_zoo.cli import main; main(['list']); "
-        "print(*{'matplotlib', 'torchmetrics', 'datasets', 'skimage'} & set(sys.modules))"
+        "import sys, contextlib; from grouping_zoo.cli import main\n"
+        f"with contextlib.suppress(SystemExit): main({words})\n"
+        "unneeded = {'matplotlib', 'torchmetrics', 'datasets', 'skimage', 'sklearn'}\n"
+        "unneeded |= {f'grouping_zoo.{room}' for room in ('viz', 'evaluation', 'inference', 'engine')}\n"
+        "print(*unneeded & set(sys.modules))"
     )
     result = subprocess.run(
         [sys.executable, "-c", script],

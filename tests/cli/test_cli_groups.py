@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from command import Result, Run, caller, loud_libraries, mistake, photo, record, unusual_images
-from grouping_zoo import Grouping
 from grouping_zoo.hf.image_processing import ZooImageProcessor
 from grouping_zoo.hf.vision import publish
+from groupings import Looking, Stripes, StripesModel
 from zoo import with_random_weights
 
 CLUSTERS = [32, 16, 8, 4]
@@ -132,19 +130,22 @@ def test_no_image_is_overwritten(run: Run, cast: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("switches", "words"),
     [
-        (("--classes", "cat"), ["--classes", "no text encoder", "leave it out", "grouping-zoo list"]),
-        (("--threshold", "0.5"), ["--threshold", "no text encoder"]),
-        (("--masks", "soft"), ["--masks", "no text encoder"]),
-        (("--window", "32"), ["--window", "no text encoder"]),
-        (("--layer", "2"), ["--layer", "has no such setting", "--clusters"]),
-        (("--groups", "8"), ["--groups", "has no such setting", "--clusters"]),
-        (("--head", "1"), ["--head", "has no such setting"]),
-        (("--level", "5"), ["--level: expected -5 to 4, got 5"]),
+        (("--classes", "cat"), ["classes", "no text encoder", "leave it out", "grouping-zoo list"]),
+        (("--threshold", "0.5"), ["threshold", "no text encoder"]),
+        (("--masks", "soft"), ["masks", "no text encoder"]),
+        (("--window", "32"), ["window", "no text encoder"]),
+        (("--layer", "2"), ["layer", "has no such setting", "it has num_clusters"]),
+        (("--groups", "8"), ["num_groups", "has no such setting", "it has num_clusters"]),
+        (("--head", "1"), ["head", "has no such setting"]),
+        (("--level", "5"), ["level: expected -5 to 4, got 5"]),
         (("--level", "fine"), ["--level", "expected a whole number, got 'fine'"]),
-        (("--device", "meta"), ["--device", "got 'meta'", "try cpu"]),
+        (("--device", "meta"), ["device", "got 'meta'", "try cpu"]),
         (("--clusters", "8,4"), ["num_clusters: expected 4 numbers", "(8, 4)"]),
         (("--clusters", "8,4,,1"), ["--clusters", "with commas", "'8,4,,1'"]),
         (("--groups", "0"), ["--groups", "at least 1"]),
+        (("--set", "num_slots=5"), ["num_slots", "has no such setting", "it has num_clusters"]),
+        (("--set", "num_slots"), ["--set", "expected NAME=VALUE, got 'num_slots'"]),
+        (("--set", "num_clusters=[8"), ["--set", "expected NAME=VALUE such as"]),
         (("--size", "31"), ["size: expected at least 32 pixels, got 31; raise size"]),
         (("--size", "2000"), ["size: expected at most 1000000 pixels", "lower size"]),
     ],
@@ -164,46 +165,10 @@ def test_an_architecture_without_weights_is_refused(run: Run, tmp_path: Path) ->
 # --- several heads, and token attention -----------------------------------------------------------------------------
 
 
-class Stripes(nn.Module):
-    """Tokens on a grid of 8-pixel cells; head a groups them by their row (even) or column (odd) plus a layer."""
-
-    num_groups = 6
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Linear(1, 1)  # a classifier's name, and that of an argument
-
-    def forward_grouping(
-        self, x: Tensor, layer: int = -1, head: int | None = None, num_groups: int | None = None
-    ) -> Grouping:
-        number = num_groups or self.num_groups
-        height, width = x.shape[-2] // 8, x.shape[-1] // 8
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        heads = [(index.flatten() + layer + 1) % number for index in (rows, columns, rows)]
-        chosen = heads if head is None else [heads[head]]
-        assignment = nn.functional.one_hot(torch.stack(chosen), number).float()[None]  # (1, A, N, M)
-        return Grouping(assignments=[assignment], tokens=[torch.zeros(1, number, 2)], grid=(height, width))
-
-
-class Looking(Stripes):
-    """Five tokens that look at a cell each, beside one way to group."""
-
-    def forward_grouping(self, x: Tensor) -> Grouping:  # type: ignore[override]
-        return super().forward_grouping(x, head=0)
-
-    def token_attention(self, x: Tensor) -> Tensor:
-        cells = (x.shape[-2] // 8) * (x.shape[-1] // 8)
-        return self.head.weight * torch.eye(5, cells)[None].unflatten(2, (x.shape[-2] // 8, -1))
-
-
-def segment(run: Run, network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *switches: Any) -> Result:
+def segment(run: Run, network: Stripes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *switches: Any) -> Result:
     """Runs `segment` on a photo with a network that no checkpoint holds."""
-    model: Any = nn.Module()
-    model.model = network
-    model.config = SimpleNamespace(pretrained_cfg={"input_size": [3, 64, 64]})
-    monkeypatch.setattr(
-        "grouping_zoo.hf.checkpoint_folder.open_checkpoint", lambda name: (model, ZooImageProcessor(crop_size=32))
-    )
+    opened = (StripesModel(network), ZooImageProcessor(crop_size=32))
+    monkeypatch.setattr("grouping_zoo.hf.checkpoint_folder.open_checkpoint", lambda name: opened)
     photo((300, 200)).save(tmp_path / "photo.png")
     return run("segment", tmp_path / "photo.png", "--model", "stripes", "--out", tmp_path / "out", *switches)
 
@@ -218,24 +183,24 @@ def test_every_head_has_its_groups(run: Run, tmp_path: Path, monkeypatch: pytest
     np.testing.assert_array_equal(labels(out, "photo_head0_level1")[::25][:, 150], np.arange(8) % 6)
     np.testing.assert_array_equal(labels(out, "photo_head1_level1")[100, 12::25], np.arange(12) % 6)
     written = record(out, "photo")
-    assert written["settings"] == {"size": 64, "level": None, "num_groups": 6, "layer": -1, "head": None}
+    assert written["settings"] == {"size": 64, "level": None, "num_stripes": 6, "layer": -1, "head": None}
     assert len(written["heads"]) == 3
     assert written["heads"][2] == written["heads"][0] != written["heads"][1]
 
 
 def test_one_head_of_a_layer_with_fewer_groups(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    switches = ("--head", 1, "--layer", 2, "--groups", 4)
+    switches = ("--head", 1, "--layer", 2, "--set", "num_stripes=4")  # an argument that has no option of its own
     result = segment(run, Stripes(), tmp_path, monkeypatch, *switches)
     assert result.code == 0
     out = tmp_path / "out"
     assert files(out) == ["photo.json", "photo_groups.png", "photo_level1_labels.png"]
     np.testing.assert_array_equal(labels(out, "photo_level1")[100, 12::25], (np.arange(12) + 3) % 4)
-    assert record(out, "photo")["settings"] == {"size": 64, "level": None, "num_groups": 4, "layer": 2, "head": 1}
+    assert record(out, "photo")["settings"] == {"size": 64, "level": None, "num_stripes": 4, "layer": 2, "head": 1}
 
 
 def test_too_many_groups_are_refused(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = segment(run, Stripes(), tmp_path, monkeypatch, "--groups", 10**9)
-    mistake(result, "--groups: expected at most 4096, got 1000000000; lower it")
+    result = segment(run, Stripes(), tmp_path, monkeypatch, "--set", "num_stripes=1000000000")
+    mistake(result, "num_stripes: expected at most 4096, got 1000000000; lower it")
     assert not (tmp_path / "out").exists()
 
 
@@ -249,7 +214,7 @@ def test_attention_of_tokens_is_a_picture_of_its_own(run: Run, tmp_path: Path, m
         "photo_groups.png",
         "photo_level1_labels.png",
     ]
-    mistake(segment(run, Looking(), tmp_path, monkeypatch, "--head", 1), "--head", "has no such setting; leave it out")
+    mistake(segment(run, Looking(), tmp_path, monkeypatch, "--head", 1), "head", "has no such setting; leave it out")
 
 
 # --- info -----------------------------------------------------------------------------------------------------------

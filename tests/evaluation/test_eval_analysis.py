@@ -15,7 +15,6 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from grouping_zoo.evaluation.distributed import Processes
-from grouping_zoo.evaluation.scenes import prompt_templates, segmenter_settings
 from grouping_zoo.evaluation.tasks import dissection, fitting_tasks
 from grouping_zoo.evaluation.tasks.context import Context
 from grouping_zoo.evaluation.tasks.data import EvaluationSet
@@ -30,6 +29,7 @@ from grouping_zoo.evaluation.tasks.labelling import text_segmenter
 from grouping_zoo.evaluation.tasks.subject import Subject, transformers_subject
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
+from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
 from grouping_zoo.viz.feature_space import feature_space_picture, neighbour_map
 from grouping_zoo.viz.palette import palette
 from judged import Together

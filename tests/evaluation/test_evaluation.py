@@ -16,9 +16,7 @@ from grouping_zoo.evaluation.scenes import (
     all_background_on_scenes,
     evaluate_checkpoint_on_scenes,
     evaluate_on_scenes,
-    prompt_templates,
     scene_batches,
-    segmenter_settings,
 )
 from grouping_zoo.evaluation.segmentation import (
     evaluate_segmentation,
@@ -26,7 +24,7 @@ from grouping_zoo.evaluation.segmentation import (
     mean_adjusted_rand_index,
     present_class_accuracy,
 )
-from grouping_zoo.evaluation.zero_shot import ZeroShotSegmenter
+from grouping_zoo.inference.zero_shot import ZeroShotSegmenter, prompt_templates, segmenter_settings
 
 NAMES = ["background", "cat", "dog", "cow"]
 

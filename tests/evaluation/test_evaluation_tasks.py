@@ -17,7 +17,7 @@ from grouping_zoo.evaluation.boundaries import evaluate_boundaries
 from grouping_zoo.evaluation.distributed import Processes, Unreadable
 from grouping_zoo.evaluation.hierarchy import evaluate_hierarchy
 from grouping_zoo.evaluation.recognition import knn_accuracy
-from grouping_zoo.evaluation.scenes import evaluate_checkpoint_on_scenes, prompt_templates, segmenter_settings
+from grouping_zoo.evaluation.scenes import evaluate_checkpoint_on_scenes
 from grouping_zoo.evaluation.tasks import TASKS, fitting_tasks
 from grouping_zoo.evaluation.tasks.data import EvaluationImages, EvaluationSet
 from grouping_zoo.evaluation.tasks.grouping import Hierarchy
@@ -33,6 +33,7 @@ from grouping_zoo.evaluation.tasks.subject import (
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.hf.vision import publish
+from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
 from judged import CPU, SCENES, ClassInCorner, Together, context_of, subject_of
 from zoo import with_random_weights
 

@@ -9,8 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grouping_zoo.cli.files import all_or_nothing, as_json, check_folder
-from grouping_zoo.cli.parsing import add_device_argument, add_label_arguments, count, name_list, process_count, seed
+from grouping_zoo.cli.parsing import (
+    add_device_argument,
+    add_label_arguments,
+    count,
+    folder,
+    name_list,
+    process_count,
+    seed,
+)
+from grouping_zoo.output_files import all_or_nothing, check_folder, write_json
 from grouping_zoo.version import __version__
 
 if TYPE_CHECKING:
@@ -51,8 +59,8 @@ def add_judging_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=count, metavar="N", help="to judge on; default: 500 scenes, all of other sets")
     parser.add_argument("--train-images", type=count, metavar="N", help="default: 1000 scenes, all of other sets")
     parser.add_argument("--seed", type=seed, default=0, help="of scenes, draws, untrained models (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="figures.json, figures.csv and pictures go here")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep image features here, to compute them once")
+    parser.add_argument("--out", type=folder, metavar="DIR", help="figures.json, figures.csv and pictures go here")
+    parser.add_argument("--cache", type=folder, metavar="DIR", help="keep image features here, to compute them once")
     parser.add_argument(
         "--preset",
         type=_presets,
@@ -111,16 +119,16 @@ class Judge:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from grouping_zoo.cli.checkpoints import check_device
         from grouping_zoo.evaluation.distributed import Processes
         from grouping_zoo.evaluation.tasks import check_presets, check_tasks
         from grouping_zoo.evaluation.tasks.data import EvaluationSet
+        from grouping_zoo.inference.opening import check_device
 
         if options.stride and not options.window:
             raise ValueError("--stride: expected only with --window, got it alone; add --window")
-        for option, folder in (("--out", options.out), ("--cache", options.cache)):
-            if folder is not None:
-                check_folder(option, folder)
+        for option, path in (("--out", options.out), ("--cache", options.cache)):
+            if path is not None:
+                check_folder(option, path)
         if options.size is not None and options.size > MAX_SIZE:
             raise ValueError(f"--size: expected at most {MAX_SIZE} pixels, got {options.size}; lower it")
         check_tasks(options.task or ())
@@ -149,8 +157,8 @@ class Judge:
         Raises:
             ValueError: if there is none of that name, or an option is not for it.
         """
-        from grouping_zoo.cli.checkpoints import open_model
         from grouping_zoo.evaluation.tasks.subject import plain_timm_source, timm_subject, transformers_subject
+        from grouping_zoo.inference.opening import open_model
 
         device = self.processes.device
         if (source := plain_timm_source(name)) is not None:
@@ -190,8 +198,8 @@ class Judge:
 
     def context(self, subject: "Subject") -> "Context":
         """What the tasks are given."""
-        from grouping_zoo.evaluation.scenes import prompt_templates, segmenter_settings
         from grouping_zoo.evaluation.tasks.context import Context
+        from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
 
         options, settings = self.options, {}
         if subject.towers is not None:
@@ -242,11 +250,11 @@ class Judge:
             "models": {name: {"settings": self.settings.get(name, {}), "figures": results[name]} for name in results},
             "skipped": self.skipped,
         }
-        with all_or_nothing(self.options.out) as folder:
-            (folder / "figures.json").write_text(as_json(record), encoding="utf-8")
-            (folder / "figures.csv").write_text(as_csv(results), encoding="utf-8")
+        with all_or_nothing(self.options.out) as unfinished:
+            write_json(unfinished / "figures.json", record)
+            (unfinished / "figures.csv").write_text(as_csv(results), encoding="utf-8")
             for name, draw in self.pictures.items():
-                draw().save(folder / f"{name}.png")
+                draw().save(unfinished / f"{name}.png")
 
 
 def slug(name: str) -> str:

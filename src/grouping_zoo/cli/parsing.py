@@ -1,17 +1,18 @@
-"""What the commands' arguments share: how values are read, and how a wrong one is told."""
+"""Types of the commands' arguments, and the arguments that several commands have."""
 
 import argparse
 import math
+from pathlib import Path
 from typing import NoReturn
 
 MAX_SEED = 2**32 - 1
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments become a `ValueError`, so that they are reported as every mistake is."""
+    """Parser that raises a `ValueError` on wrong arguments, so that they are reported as every mistake is."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises the mistake, with where the help is."""
+        """Raise the mistake, and name the help."""
         raise ValueError(f"{message}; see {self.prog} --help")
 
 
@@ -62,7 +63,14 @@ def name_list(text: str) -> list[str]:
     return found
 
 
-def share(text: str) -> float:
+def folder(text: str) -> Path:
+    """A path that is not empty, as it is of a shell's variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got an empty path; give . for the current folder")
+    return Path(text)
+
+
+def fraction(text: str) -> float:
     """A number from 0 to 1."""
     try:
         value = float(text)
@@ -74,9 +82,9 @@ def share(text: str) -> float:
 
 
 def add_label_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """What changes how pixels are labelled by text."""
+    """Add the settings of labelling by text."""
     parser.add_argument(
-        "--threshold", type=share, metavar="T", help="below this score a pixel is background; default: the model's"
+        "--threshold", type=fraction, metavar="T", help="below this score a pixel is background; default: the model's"
     )
     parser.add_argument(
         "--masks", choices=("hard", "soft"), help="pixels belong to one group or to all; default: the model's, hard"
@@ -84,5 +92,5 @@ def add_label_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGrou
 
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
-    """Where it is computed."""
+    """Add the device to compute on."""
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, mps, ... (%(default)s)")

@@ -1,6 +1,5 @@
 """Zero-shot figures on the held-out built-in scenes, for a network in training and for a checkpoint."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -12,11 +11,18 @@ from tqdm import tqdm
 from grouping_zoo.data.scenes import Scenes
 from grouping_zoo.data.tokenization import make_tokenize
 from grouping_zoo.evaluation.segmentation import evaluate_segmentation, evaluate_zero_shot_scenes
-from grouping_zoo.evaluation.zero_shot import BACKGROUND, ZeroShotSegmenter, class_embeddings, classify
+from grouping_zoo.inference.zero_shot import (
+    BACKGROUND,
+    DEFAULT_TEMPLATES,
+    ZeroShotSegmenter,
+    class_embeddings,
+    classify,
+    prompt_templates,
+    segmenter_settings,
+)
 from grouping_zoo.models.image_text import ImageTextModel
 
 BATCH_SIZE = 32
-DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
 def scene_batches(
@@ -116,27 +122,6 @@ def most_probable_groups(model: ImageTextModel, pixel_values: Tensor) -> Tensor:
     """The coarsest group of each pixel, as zero-shot segmentation takes it: (B, 3, H, W) -> (B, H, W) int64."""
     height, width = pixel_values.shape[-2:]
     return model.forward_grouping(pixel_values).probabilities(-1, (height, width)).argmax(dim=1)
-
-
-def segmenter_settings(config: Any, **overrides: Any) -> dict[str, Any]:
-    """Every setting of `ZeroShotSegmenter` but its model and texts: a checkpoint's own, or else the defaults.
-
-    Args:
-        config: of the checkpoint; its fields that are called as the segmenter's count.
-        **overrides: what counts instead, where not None.
-    """
-    settings = {}
-    for entry in dataclasses.fields(ZeroShotSegmenter):
-        if entry.name not in ("model", "text"):
-            choices = (overrides.pop(entry.name, None), getattr(config, entry.name, None))
-            settings[entry.name] = next((choice for choice in choices if choice is not None), entry.default)
-    assert not overrides, f"no settings of the segmenter: {overrides}"
-    return settings
-
-
-def prompt_templates(config: Any) -> list[str]:
-    """The prompts of a checkpoint, or "a photo of a {}." where it names none."""
-    return list(getattr(config, "prompt_templates", None) or DEFAULT_TEMPLATES)
 
 
 def evaluate_checkpoint_on_scenes(

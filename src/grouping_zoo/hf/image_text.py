@@ -53,7 +53,7 @@ class ZooGroupViTConfig(PreTrainedConfig):
         class_names: classes that zero-shot recognition and segmentation take unless told otherwise.
         prompt_templates: texts with "{}" that a class name is put into; null takes "a photo of a {}." alone.
         background_threshold: share below which a pixel counts as background in zero-shot segmentation; this and the
-            next four are settings of `grouping_zoo.evaluation.zero_shot.ZeroShotSegmenter`.
+            next four are settings of `grouping_zoo.inference.zero_shot.ZeroShotSegmenter`.
         top_classes: how many classes an image may have.
         masks: "hard" or "soft".
         background_similarity: cosine of the class "none of these"; null for no such class.

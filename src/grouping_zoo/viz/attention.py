@@ -1,4 +1,4 @@
-"""Where each of a network's tokens looks in a photo."""
+"""Attention maps of a network's tokens over a photo."""
 
 import matplotlib
 import numpy as np
@@ -10,7 +10,7 @@ COLOR_MAP = "inferno"
 COLOR_WEIGHT = 0.75
 
 
-def attention_picture(image: Image.Image, maps: np.ndarray) -> Image.Image:
+def attention_figure(image: Image.Image, maps: np.ndarray) -> Image.Image:
     """The image, and for each token its attention over it, each from its own least (dark) to its most (bright).
 
     Args:

@@ -1,4 +1,4 @@
-"""Several pictures of one photo on a sheet, each with a title below."""
+"""Several figures of one photo on a sheet, each with a title below."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,22 +7,22 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw
 
 from grouping_zoo.viz.legend import FAINT_INK, INK, PAPER, lettering
-from grouping_zoo.viz.resizing import PICTURE_SIDE
 
+FIGURE_SIDE = 2048  # longest side of a figure
 SHEET_ASPECT = 1.6  # width over height that a sheet comes near to
-MIN_LONGER_SIDE, MIN_SHORTER_SIDE = 128, 24  # of a panel; photos that are mere lines are widened
+MIN_LONGER_SIDE, MIN_SHORTER_SIDE = 128, 24  # of a panel; very long photos are widened
 LETTER_SIZES = (13, 26)
 GAP = 16
 MAX_COLUMNS = 12  # more would be too narrow for their words
 
 
 class Panel(NamedTuple):
-    """A picture, drawn at the (width, height) that the sheet has for it, and the words below it.
+    """An image, drawn at the (width, height) that the sheet has for it, and the words below it.
 
     Attributes:
-        draw: gives the RGB picture of that size.
-        title: what it is.
-        remark: what else there is to say.
+        draw: returns the RGB image of that size.
+        title: name of the panel.
+        remark: words in a fainter color beside the title.
     """
 
     draw: Callable[[tuple[int, int]], Image.Image]
@@ -31,14 +31,14 @@ class Panel(NamedTuple):
 
 
 def contact_sheet(panels: Sequence[Panel], photo_size: tuple[int, int]) -> Image.Image:
-    """The panels row by row, in as many columns as make the sheet neither a strip nor a tower.
+    """The panels row by row, in as many columns as bring the sheet near to `SHEET_ASPECT`.
 
     Args:
         panels: at least one.
         photo_size: (width, height) of the photo.
 
     Returns:
-        A sheet of at most `PICTURE_SIDE` pixels a side, unless the panels are so many that they would be too small.
+        A sheet of at most `FIGURE_SIDE` pixels a side, unless the panels are so many that they would be too small.
     """
     columns = _columns(len(panels), photo_size)
     rows = -(-len(panels) // columns)
@@ -73,7 +73,7 @@ def _columns(count: int, photo_size: tuple[int, int]) -> int:
 
 def _panel_size(columns: int, rows: int, photo_size: tuple[int, int]) -> tuple[int, int]:
     """(width, height) of a panel, so that all of them fit into the sheet."""
-    sheet = PICTURE_SIDE - GAP
+    sheet = FIGURE_SIDE - GAP
     room = (sheet / columns - GAP, sheet / rows - GAP - 2 * LETTER_SIZES[1])
     fitting = min(available / side for available, side in zip(room, photo_size, strict=True))
     scale = max(fitting, MIN_LONGER_SIDE / max(photo_size))

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from grouping_zoo.label_maps import resize_labels
 from grouping_zoo.viz.legend import INK, PAPER, LegendEntry, lettering, with_legend
+from grouping_zoo.viz.overlays import tinted
 from grouping_zoo.viz.palette import palette
-from grouping_zoo.viz.pictures import tinted
-from grouping_zoo.viz.resizing import resized_labels
 
 HEIGHT = 160  # of an image on the sheet
 GAP = 8
@@ -29,7 +29,7 @@ def examples_picture(examples: Sequence[Example], names: Sequence[str]) -> Image
 
     Args:
         examples: at least one, all with the same titles.
-        names: of the labels, whose colours are those of `palette`.
+        names: of the labels, whose colors are those of `palette`.
 
     Returns:
         RGB, with the classes that occur in a legend below.
@@ -58,7 +58,7 @@ def _row(example: Example, count: int) -> list[Image.Image]:
 
 
 def _known(labels: np.ndarray, count: int, size: tuple[int, int]) -> np.ndarray:
-    return resized_labels(np.where((labels >= 0) & (labels < count), labels, 0), size)
+    return resize_labels(np.where((labels >= 0) & (labels < count), labels, 0), size)
 
 
 def _entries(examples: Sequence[Example], names: Sequence[str]) -> list[LegendEntry]:

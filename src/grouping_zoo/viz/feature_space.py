@@ -45,12 +45,12 @@ def neighbour_map(features: np.ndarray, seed: int = 0) -> np.ndarray:
 def feature_space_picture(
     features: np.ndarray, classes: np.ndarray, names: Sequence[str], seed: int = 0
 ) -> Image.Image:
-    """A dot for each feature, in the colour of its class.
+    """A dot for each feature, in the color of its class.
 
     Args:
         features: (N, D) float, see `neighbour_map`.
         classes: (N,) int64 in [0, number of names).
-        names: of the classes, whose colours are those of `palette`.
+        names: of the classes, whose colors are those of `palette`.
         seed: see `neighbour_map`.
 
     Returns:

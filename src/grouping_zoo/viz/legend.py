@@ -1,4 +1,4 @@
-"""A legend below a picture."""
+"""A legend below a figure."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -9,35 +9,35 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, FAINT_INK = (255, 255, 255), (25, 25, 28), (110, 110, 118)
-MIN_WIDTH = 420  # a narrow picture is put on a wider sheet
+MIN_WIDTH = 420  # a narrow figure is put on a wider sheet
 LONGEST_NAME = 40
 FONT_SIZES = (15, 44)
 
 
 class LegendEntry(NamedTuple):
-    """One line: a colour, what it stands for, and a remark."""
+    """One line: a color, what it stands for, and a remark."""
 
     color: tuple[int, int, int]
     name: str
     remark: str
 
 
-def with_legend(picture: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
-    """The picture on a sheet with its legend below, in as many rows as needed; words grow with the picture."""
-    size = min(max(picture.width // 40, FONT_SIZES[0]), FONT_SIZES[1])
+def with_legend(figure: Image.Image, entries: Sequence[LegendEntry]) -> Image.Image:
+    """The figure on a sheet with its legend below, in as many rows as needed; words grow with the figure."""
+    size = min(max(figure.width // 40, FONT_SIZES[0]), FONT_SIZES[1])
     font, gap = lettering(size), size // 2
-    width = max(picture.width, MIN_WIDTH)
+    width = max(figure.width, MIN_WIDTH)
     texts = [(_shortened(entry.name), entry.remark) for entry in entries]
     widths = [round(size + gap + font.getlength(name) + gap + font.getlength(remark)) for name, remark in texts]
     places = _flow(widths, width - 2 * size, 2 * size)
     row_height = round(1.7 * size)
     rows = 1 + max((row for row, _ in places), default=0)
-    sheet = Image.new("RGB", (width, picture.height + rows * row_height + size), PAPER)
-    sheet.paste(picture, ((width - picture.width) // 2, 0))
+    sheet = Image.new("RGB", (width, figure.height + rows * row_height + size), PAPER)
+    sheet.paste(figure, ((width - figure.width) // 2, 0))
     draw = ImageDraw.Draw(sheet)
     for entry, (name, remark), (row, left) in zip(entries, texts, places, strict=True):
         x = size + left
-        middle = picture.height + size // 2 + round((row + 0.5) * row_height)
+        middle = figure.height + size // 2 + round((row + 0.5) * row_height)
         draw.rectangle((x, middle - size // 2, x + size, middle + size // 2), fill=entry.color)
         draw.text((x + size + gap, middle), name, INK, font, anchor="lm")
         remark_x = x + size + gap + font.getlength(name) + gap
@@ -62,6 +62,6 @@ def _shortened(name: str) -> str:
 
 @lru_cache(maxsize=8)
 def lettering(size: int) -> ImageFont.FreeTypeFont:
-    """The font of all pictures, its letters `size` pixels high."""
+    """The font of all figures, its letters `size` pixels high."""
     # matplotlib's DejaVu has far more scripts than Pillow's own font.
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

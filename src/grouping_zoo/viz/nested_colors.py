@@ -1,4 +1,4 @@
-"""Colours of a hierarchy: a group's colour is a shade of its parent's."""
+"""Colors of a hierarchy: a group's color is a shade of its parent's."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ LIGHTNESS = (22, 95)
 
 
 def nested_colors(parents: Sequence[np.ndarray], areas: np.ndarray) -> list[np.ndarray]:
-    """Colours of every level's groups.
+    """Colors of every level's groups.
 
     The coarsest groups have a hue each, and their descendants shades of it: a group that is its parent's only child on
-    the image has the parent's colour, several children are darker and lighter than it. Of a single assignment there is
-    no hierarchy to tell, and its groups have the colours of `palette`. The largest group has the first colour.
+    the image has the parent's color, several children are darker and lighter than it. Of a single assignment there is
+    no hierarchy to tell, and its groups have the colors of `palette`. The largest group has the first color.
 
     Args:
         parents: for each level but the coarsest, the group of the next level that each group belongs to.
@@ -44,7 +44,7 @@ def nested_colors(parents: Sequence[np.ndarray], areas: np.ndarray) -> list[np.n
 
 
 def _hues(count: int) -> np.ndarray:
-    """(N, 3) CIELAB: colours of different hue and much the same lightness, which is left to the shades."""
+    """(N, 3) CIELAB: colors of different hue and much the same lightness, which is left to the shades."""
     angle = np.deg2rad(FIRST_HUE + HUE_STEP * np.arange(count))
     yellowness = np.cos(angle - np.deg2rad(100))
     return np.stack(

@@ -1,4 +1,4 @@
-"""Distinct colours for groups and classes, always the same ones."""
+"""Distinct colors for groups and classes, always the same ones."""
 
 from functools import lru_cache
 
@@ -6,7 +6,7 @@ import numpy as np
 from skimage.color import rgb2lab
 
 BACKGROUND_COLOR = (38, 38, 42)
-# Okabe and Ito's colours, which colour-blind people tell apart too; black is left to the background.
+# Okabe and Ito's colors, which color-blind people tell apart too; black is left to the background.
 FIRST_COLORS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -16,14 +16,14 @@ FIRST_COLORS = (
     (213, 94, 0),
     (204, 121, 167),
 )
-DISTINCT_COLORS = 256  # further ones could not be told apart: the colours start again after the background
+DISTINCT_COLORS = 256  # further ones could not be told apart: the colors start again after the background
 STEPS = np.linspace(0, 255, 12).round()
 LIGHTNESS = (45, 92)  # neither lost against dark parts of a photo nor like paper
 MIN_CHROMA = 25  # greys are for the background
 
 
 def palette(count: int) -> np.ndarray:
-    """Colours of `count` labels; more labels never change the colours of the first.
+    """Colors of `count` labels; more labels never change the colors of the first.
 
     Returns:
         (count, 3) uint8 RGB; the first is a dark grey, for the background.
@@ -35,7 +35,7 @@ def palette(count: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _distinct_colors() -> np.ndarray:
-    """The first colours, then always the one that is farthest, in CIELAB, from all before it."""
+    """The first colors, then always the one that is farthest, in CIELAB, from all before it."""
     chosen = [BACKGROUND_COLOR, *FIRST_COLORS]
     candidates = np.stack(np.meshgrid(STEPS, STEPS, STEPS, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = rgb2lab(candidates / 255)

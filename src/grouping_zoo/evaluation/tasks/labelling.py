@@ -15,7 +15,7 @@ from grouping_zoo.evaluation.tasks.context import Context, View, already_found
 from grouping_zoo.evaluation.tasks.recognition import matched_classes, text_features
 from grouping_zoo.evaluation.tasks.segments import find_segments, finds_segments
 from grouping_zoo.evaluation.tasks.subject import Subject
-from grouping_zoo.evaluation.zero_shot import ZeroShotSegmenter
+from grouping_zoo.inference.zero_shot import ZeroShotSegmenter
 from grouping_zoo.viz.examples import Example, examples_picture
 
 

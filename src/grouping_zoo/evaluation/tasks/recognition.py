@@ -9,7 +9,7 @@ from grouping_zoo.evaluation.recognition import LINEAR_PROBES, knn_scores, linea
 from grouping_zoo.evaluation.segmentation import present_class_accuracy
 from grouping_zoo.evaluation.tasks.context import Context, View
 from grouping_zoo.evaluation.tasks.subject import Subject
-from grouping_zoo.evaluation.zero_shot import class_embeddings, classify
+from grouping_zoo.inference.zero_shot import class_embeddings, classify
 from grouping_zoo.viz.charts import confusion_picture
 
 NEIGHBOURS = 20

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grouping_zoo.evaluation.zero_shot import ZeroShotSegmenter, class_embeddings, classify
 from grouping_zoo.grouping import Grouping
+from grouping_zoo.inference.zero_shot import ZeroShotSegmenter, class_embeddings, classify
 
 D, S, L, SCALE = 6, 3, 7, 5.0
 

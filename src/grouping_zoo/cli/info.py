@@ -1,51 +1,30 @@
-"""`grouping-zoo list` and `grouping-zoo info`: which models there are, and what one is."""
+"""`grouping-zoo info`: architecture, size, groups and classes of one model, and how it is opened."""
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import timm
+import torch
+
+from grouping_zoo.hf.checkpoint_folder import find_checkpoint, fitting_auto_class, zoo_models
+from grouping_zoo.inference.opening import has_text, open_model
+from grouping_zoo.inference.zero_shot import prompt_templates
 
 SHOWN_CLASSES = 30
 FIGURES_HEADING = "| figure | value |"
 FIGURE_ROW = re.compile(r"\| *([^|]+?) *\| *(-?\d[^| ]*) *\|")
 
 
-def list_models(options: argparse.Namespace) -> None:
-    """Prints the architectures and the packaged checkpoints."""
-    import timm
-    import torch
-
-    from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints, zoo_models
-
-    architectures, checkpoints = zoo_models(), packaged_checkpoints()
-    width = max(map(len, [*architectures, *checkpoints]))
-    print("Architectures: import grouping_zoo, timm; timm.create_model(NAME)")
-    for name in architectures:
-        with torch.device("meta"):  # shapes alone, which is quick
-            model: Any = timm.create_model(name)
-        _, height, side = model.pretrained_cfg["input_size"]
-        print(f"  {name:<{width}}  {_millions(_parameters(model))} parameters, {height}x{side} pixels")
-    print("Checkpoints in the package: grouping-zoo info NAME, grouping-zoo segment IMAGE --model NAME")
-    for name, folder in checkpoints.items():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        classes = config.get("class_names") or []
-        named = f"; {len(classes)} classes: {', '.join(classes)}" if classes else ""
-        print(f"  {name:<{width}}  {config.get('architecture')}{named}")
-    if not checkpoints:
-        print("  none")
-
-
-def add_info_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `info`."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("model", metavar="NAME_OR_DIR", help="checkpoint folder, packaged or hub name, or architecture")
 
 
-def info(options: argparse.Namespace) -> None:
-    """Prints what a checkpoint or an architecture is, and how it is opened."""
-    from grouping_zoo.hf.checkpoint_folder import find_checkpoint, zoo_models
-
+def run(options: argparse.Namespace) -> None:
+    """Print what a checkpoint or an architecture is, and how it is opened."""
     if options.model in zoo_models():
         try:
             find_checkpoint(options.model)
@@ -55,8 +34,6 @@ def info(options: argparse.Namespace) -> None:
 
 
 def _print_architecture(name: str) -> None:
-    import timm
-
     model: Any = timm.create_model(name).eval()
     shape = model.pretrained_cfg["input_size"]
     _print_table(
@@ -72,9 +49,6 @@ def _print_architecture(name: str) -> None:
 
 
 def _print_checkpoint(name: str, source: str) -> None:
-    from grouping_zoo.cli.checkpoints import has_text, open_model
-    from grouping_zoo.hf.checkpoint_folder import fitting_auto_class
-
     model, processor = open_model(name, "cpu")
     network, text = model.model, has_text(model, processor)
     image_processor = processor.image_processor if text else processor
@@ -82,14 +56,15 @@ def _print_checkpoint(name: str, source: str) -> None:
     at_home = weights.is_file()
     door = f"local-dir:{source}" if at_home else f"hf-hub:{source}"
     shape = model.config.pretrained_cfg["input_size"]
-    parts = ", ".join(f"{part} {_parameters(child):,}" for part, child in network.named_children()) if text else ""
+    parts = ", ".join(f"{part} {_parameters(child):,}" for part, child in network.named_children())
+    towers = f": {parts}" if text else ""
     auto = fitting_auto_class(type(model).__name__).__name__
-    command = f"grouping-zoo segment photo.jpg --model {name}" + ' --classes "cat, coffee cup"' * text
+    classes = ' --classes "cat, coffee cup"' if text else ""
     _print_table(
         {
             "checkpoint": name,
             "architecture": model.config.architecture,
-            "parameters": f"{_parameters(model):,}" + f": {parts}" * text,
+            "parameters": f"{_parameters(model):,}{towers}",
             "input": f"{shape[1]}x{shape[2]} pixels; other sizes work too; "
             f"mean {_numbers(image_processor.image_mean)}, std {_numbers(image_processor.image_std)}",
             "groups": _levels(network, shape),
@@ -100,14 +75,12 @@ def _print_checkpoint(name: str, source: str) -> None:
             "weights": f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)" if at_home else f"{source} on the hub",
             "timm": f'import grouping_zoo, timm; timm.create_model("{door}", pretrained=True)',
             "transformers": f'import grouping_zoo, transformers; transformers.{auto}.from_pretrained("{source}")',
-            "command line": command,
+            "command line": f"grouping-zoo segment photo.jpg --model {name}{classes}",
         }
     )
 
 
 def _text_rows(config: Any) -> dict[str, str]:
-    from grouping_zoo.evaluation.scenes import prompt_templates
-
     return {
         "classes": ", ".join(config.class_names or []) or "none of its own: give --classes",
         "threshold": str(config.background_threshold),
@@ -124,7 +97,7 @@ def _class_rows(model: Any) -> dict[str, str]:
 
 
 def _figure_rows(folder: Path) -> dict[str, str]:
-    """The figures that the model card's table states; those of single classes are left to the card."""
+    """Metrics in the model card's table; those of single classes are left to the card."""
     card = folder / "README.md"
     _, _, table = card.read_text(encoding="utf-8").partition(FIGURES_HEADING) if card.is_file() else ("", "", "")
     figures = [f"{name.replace('_', ' ')} {value}" for name, value in FIGURE_ROW.findall(table) if "/" not in name]
@@ -132,8 +105,6 @@ def _figure_rows(folder: Path) -> dict[str, str]:
 
 
 def _levels(model: Any, input_size: Sequence[int]) -> str:
-    import torch
-
     try:
         with torch.no_grad():
             grouping = model.forward_grouping(torch.zeros(1, *input_size))
@@ -141,7 +112,8 @@ def _levels(model: Any, input_size: Sequence[int]) -> str:
         return f"none ({error})"
     tokens, *groups = (str(grouping.num_groups(level)) for level in range(grouping.num_levels))
     heads = grouping.assignments[0].shape[1]
-    return f"{tokens} tokens -> " + " -> ".join(groups) + f" in each of {heads} heads" * (heads > 1)
+    each = f" in each of {heads} heads" if heads > 1 else ""
+    return f"{tokens} tokens -> {' -> '.join(groups)}{each}"
 
 
 def _print_table(rows: dict[str, str]) -> None:
@@ -152,10 +124,6 @@ def _print_table(rows: dict[str, str]) -> None:
 
 def _parameters(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _millions(count: int) -> str:
-    return f"{count / 1e6:5.1f} M"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,32 +1,31 @@
-"""Groups and labels as pictures.
+"""Groups and labels in colors over an image.
 
-Label maps are (H, W) integer arrays of the image's size. Pictures of small images are enlarged by a whole factor, so
-that boundaries and words stay readable; raw labels are saved pixel by pixel.
+Label maps are (H, W) integer arrays of the image's size. Figures of small images are enlarged by a whole factor, so
+that boundaries and words stay readable.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from grouping_zoo.viz.legend import LegendEntry, with_legend
 from grouping_zoo.viz.palette import palette
+from grouping_zoo.viz.wording import percent
 
-MIN_PICTURE_SIDE = 512  # pictures whose longer side is smaller are enlarged
+MIN_FIGURE_SIDE = 512  # figures whose longer side is smaller are enlarged
 COLOR_WEIGHT = 0.55
 BACKGROUND_LIGHT, BACKGROUND_LIFT = 0.5, 30  # factor on the background's grey, and what is added
-MAX_LABEL = 65535
 BOUNDARY_COLOR = (250, 250, 250)
-PIXELS_PER_BOUNDARY = 700  # longer side of a picture whose boundaries are one step wider
+PIXELS_PER_BOUNDARY = 700  # longer side of a figure whose boundaries are one step wider
 
 
-def groups_picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
-    """Each group in its colour over the image, with thin boundaries.
+def groups_figure(image: Image.Image, labels: np.ndarray) -> Image.Image:
+    """Each group in its color over the image, with thin boundaries.
 
     Args:
         image: RGB.
-        labels: (H, W), of the image's size; label g has colour g + 1 of `palette`.
+        labels: (H, W), of the image's size; label g has color g + 1 of `palette`.
 
     Raises:
         ValueError: if the sizes differ, or a label is negative.
@@ -39,13 +38,13 @@ def groups_picture(image: Image.Image, labels: np.ndarray) -> Image.Image:
 def tinted(
     image: Image.Image, labels: np.ndarray, colors: np.ndarray, weight: float = COLOR_WEIGHT, boundaries: bool = True
 ) -> Image.Image:
-    """The image in grey under the labels' colours.
+    """The image in grey under the labels' colors.
 
     Args:
         image: RGB.
         labels: (H, W), of the image's size.
         colors: (N, 3), one a label.
-        weight: of the colours, the rest is the image's.
+        weight: of the colors, the rest is the image's.
         boundaries: draw a thin line where the label changes.
     """
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
@@ -53,12 +52,12 @@ def tinted(
     return Image.fromarray(_with_boundaries(blended, labels) if boundaries else blended.astype(np.uint8))
 
 
-def overlay_picture(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """The classes that occur, in their colours over the image, the background greyed, and a legend below.
+def classes_figure(image: Image.Image, labels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """The classes that occur, in their colors over the image, the background greyed, and a legend below.
 
     Args:
         image: RGB.
-        labels: (H, W), of the image's size; 0 is the background, label c has colour c of `palette`.
+        labels: (H, W), of the image's size; 0 is the background, label c has color c of `palette`.
         names: of every label, background included.
 
     Raises:
@@ -70,46 +69,17 @@ def overlay_picture(image: Image.Image, labels: np.ndarray, names: Sequence[str]
     counts = np.bincount(labels.ravel(), minlength=len(names))
     image, labels = _enlarge(image, labels)
     colors = palette(len(names))
-    # Over grey, so that the colours in the picture are those of the legend.
+    # Over grey, so that the colors in the figure are those of the legend.
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     blended = COLOR_WEIGHT * colors[labels] + (1 - COLOR_WEIGHT) * grey
     blended = np.where(labels[..., None] == 0, BACKGROUND_LIGHT * grey + BACKGROUND_LIFT, blended)
-    picture = Image.fromarray(_with_boundaries(blended, labels))
+    figure = Image.fromarray(_with_boundaries(blended, labels))
     occurring = sorted(np.flatnonzero(counts).tolist(), key=lambda label: (label == 0, -counts[label]))
     entries = []
     for label in occurring:
         red, green, blue = colors[label].tolist()
         entries.append(LegendEntry((red, green, blue), names[label], percent(counts[label] / counts.sum())))
-    return with_legend(picture, entries)
-
-
-def percent(share: float) -> str:
-    """A share for people: "31 %"; what there is never reads as none."""
-    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
-
-
-def save_label_png(labels: np.ndarray, path: Path) -> None:
-    """Writes labels without loss: the pixel values are the labels.
-
-    Labels up to 255 make a PNG with a colour table (mode P, as Pascal VOC has it), so that viewers show colours and
-    `np.asarray(Image.open(path))` gives the labels; larger ones a 16-bit grey PNG.
-
-    Args:
-        labels: (H, W), 0 to 65535.
-        path: ends in .png.
-
-    Raises:
-        ValueError: for labels out of range.
-    """
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high > MAX_LABEL:
-        raise ValueError(f"labels: expected 0 to {MAX_LABEL}, got {low} to {high}")
-    if high > 255:
-        picture = Image.fromarray(labels.astype(np.uint16))
-    else:
-        picture = Image.fromarray(labels.astype(np.uint8))
-        picture.putpalette(palette(256).tobytes())
-    picture.save(path)
+    return with_legend(figure, entries)
 
 
 def _check(image: Image.Image, labels: np.ndarray) -> None:
@@ -122,7 +92,7 @@ def _check(image: Image.Image, labels: np.ndarray) -> None:
 
 
 def _enlarge(image: Image.Image, labels: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    factor = MIN_PICTURE_SIDE // max(image.size)
+    factor = MIN_FIGURE_SIDE // max(image.size)
     if factor <= 1:
         return image, labels
     enlarged = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
@@ -130,7 +100,7 @@ def _enlarge(image: Image.Image, labels: np.ndarray) -> tuple[Image.Image, np.nd
 
 
 def _with_boundaries(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 3) as uint8, with a line where the label changes; the line is as wide as the picture asks for."""
+    """Pixels (H, W, 3) as uint8, with a line where the label changes; the line is as wide as the figure asks for."""
     edges = np.zeros(labels.shape, dtype=np.uint8)
     edges[:, 1:] |= labels[:, 1:] != labels[:, :-1]
     edges[1:] |= labels[1:] != labels[:-1]
