@@ -30,7 +30,7 @@ from grouping_zoo.evaluation.tasks.subject import Subject, transformers_subject
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
-from grouping_zoo.viz.feature_space import feature_space_picture, neighbour_map
+from grouping_zoo.viz.feature_space import feature_space_plot, neighbour_map
 from grouping_zoo.viz.palette import palette
 from judged import Together
 
@@ -398,7 +398,7 @@ def test_features_of_one_direction_lie_together() -> None:
 
 def test_the_picture_shows_each_class_in_its_colour() -> None:
     features, classes = clouds(12)
-    picture = np.asarray(feature_space_picture(features, np.array([0, 2, 3])[classes], NAMES))
+    picture = np.asarray(feature_space_plot(features, np.array([0, 2, 3])[classes], NAMES))
     shown = [bool((picture[:720] == color).all(axis=2).sum() > 100) for color in palette(4)]
     assert shown == [True, False, True, True]
 
@@ -407,7 +407,7 @@ def test_few_and_equal_features() -> None:
     assert np.isfinite(neighbour_map(np.ones((6, 3)))).all()
     assert np.isfinite(neighbour_map(np.zeros((5, 3)))).all()
     assert neighbour_map(np.arange(4.0)[:, None]).shape == (4, 2)
-    assert min(feature_space_picture(np.ones((4, 2)), np.zeros(4, np.int64), ["a"]).size) > 400
+    assert min(feature_space_plot(np.ones((4, 2)), np.zeros(4, np.int64), ["a"]).size) > 400
     with pytest.raises(ValueError, match="features: expected at least 4 to place, got 3"):
         neighbour_map(np.ones((3, 2)))
 

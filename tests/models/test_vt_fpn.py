@@ -192,6 +192,9 @@ def test_grouping_is_the_assignment_of_a_level(size: tuple[int, int]) -> None:
         assert attention.shape == (2, 3, *grouping.grid)
         assert torch.allclose(attention.sum(dim=(2, 3)), torch.ones(()), atol=1e-5)
     assert model.token_attention(x, size=size).shape == (2, 3, *size)
+    grouping, attention = model.forward_grouping_with_attention(x, 1)
+    assert torch.equal(attention, model.token_attention(x))
+    assert torch.equal(grouping.assignments[0][:, 0], levels[1].assignment)
     with pytest.raises(ValueError, match="level: expected -4 to 3, got 4"):
         model.forward_grouping(x, 4)
     with pytest.raises(ValueError, match="neck: expected 'vt' for a grouping, got 'fpn'"):

@@ -273,6 +273,9 @@ def test_token_attention(case: str) -> None:
     assert maps.shape == (2, 6, 4, 6)
     assert torch.allclose(maps.sum(dim=(2, 3)), torch.ones(()), atol=1e-5)
     assert model.token_attention(x, size=(64, 96)).shape == (2, 6, 64, 96)
+    grouping, attention = model.forward_grouping_with_attention(x)
+    assert torch.equal(attention, maps)
+    assert torch.equal(grouping.assignments[0], model.forward_grouping(x).assignments[0])
     count = len(model.vt_modules)
     with pytest.raises(ValueError, match=f"module: expected -{count} to {count - 1}, got 3"):
         model.token_attention(x, 3)

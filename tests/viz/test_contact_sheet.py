@@ -31,7 +31,7 @@ def test_a_sheet_shows_every_panel_whole_and_stays_in_bounds(count: int, photo_s
     assert (25, 25, 28) in counts, "there are words"
 
 
-def test_a_sheet_is_neither_a_strip_nor_a_tower() -> None:
+def test_a_sheet_is_about_as_wide_as_a_screen() -> None:
     panel = Panel(lambda size: Image.new("RGB", size), "group")
     for photo_size, low, high in (((300, 200), 1, 2.2), ((200, 200), 1, 2.2), ((200, 600), 0.8, 2.5)):
         for count in (3, 5, 6, 7, 17):

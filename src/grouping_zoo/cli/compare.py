@@ -53,10 +53,10 @@ def _titled(columns: "Mapping[str, Column]") -> "Mapping[str, Column]":
 def _add_charts(judge: Judge, columns: "Mapping[str, Column]", less: "Mapping[str, Column]") -> None:
     """Bars of each class' IoU, and of its differences."""
     from grouping_zoo.evaluation.report import parts
-    from grouping_zoo.viz.charts import bars_picture
+    from grouping_zoo.viz.charts import bar_plot
 
     for task in next(iter(columns.values())):
         for kind, shown, label in (("classes", columns, "IoU, %"), ("differences", less, "difference of IoU, %")):
             bars = {name: parts(column, task, "iou") for name, column in _titled(shown).items()}
             if any(bars.values()):
-                judge.pictures[f"comparison_{task}_{kind}"] = functools.partial(bars_picture, bars, label)
+                judge.pictures[f"comparison_{task}_{kind}"] = functools.partial(bar_plot, bars, label)

@@ -292,16 +292,16 @@ def _columns(judge: Judge, subject: "Subject", tasks: "Sequence[Task]") -> "dict
 def _add_charts(judge: Judge, name: str, columns: "Mapping[str, Column]") -> None:
     """Bars of each class' IoU, and curves over the levels of a hierarchy and the numbers of neighbours."""
     from grouping_zoo.evaluation.report import parts
-    from grouping_zoo.viz.charts import bars_picture, curves_picture
+    from grouping_zoo.viz.charts import bar_plot, curve_plot
 
     for task in columns[CHECKPOINT]:
         by_class = {which: values for which, column in columns.items() if (values := parts(column, task, "iou"))}
         if by_class:
-            judge.pictures[f"{slug(name)}_{task}_classes"] = functools.partial(bars_picture, by_class, "IoU, %")
+            judge.pictures[f"{slug(name)}_{task}_classes"] = functools.partial(bar_plot, by_class, "IoU, %")
     models = {which: column for which, column in columns.items() if which != FLOOR}
     if "hierarchy" in columns[CHECKPOINT]:
         levels = {which: _pairs(column, "hierarchy", "segments", "covering") for which, column in models.items()}
-        judge.pictures[f"{slug(name)}_hierarchy_levels"] = lambda: curves_picture(
+        judge.pictures[f"{slug(name)}_hierarchy_levels"] = lambda: curve_plot(
             levels, "segments", "covering of the true regions, %", logarithmic=True
         )
     if "knn" in columns[CHECKPOINT]:
@@ -309,7 +309,7 @@ def _add_charts(judge: Judge, name: str, columns: "Mapping[str, Column]") -> Non
             which: [(float(part.split()[0]), value) for part, value in parts(column, "knn", "accuracy").items()]
             for which, column in models.items()
         }
-        judge.pictures[f"{slug(name)}_knn_neighbours"] = lambda: curves_picture(
+        judge.pictures[f"{slug(name)}_knn_neighbours"] = lambda: curve_plot(
             neighbours, "neighbours", "accuracy, %", logarithmic=True
         )
 

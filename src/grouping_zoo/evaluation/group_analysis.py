@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grouping_zoo.evaluation.recognition import evaluation_mode, extract_features, knn_accuracy, linear_probe
 from grouping_zoo.layers.multi_grouping import Entropies
-from grouping_zoo.viz.charts import curves_picture
+from grouping_zoo.viz.charts import curve_plot
 
 Batches = Sequence[Mapping[str, Tensor]]
 """Batches with `pixel_values` (B, 3, H, W) and `label` (B,) int64; gone through more than once."""
@@ -70,7 +70,7 @@ def entropy_picture(entropies: Entropies, num_groups: int) -> Image.Image:
         for name, values in (("p(c)", entropies.marginal), ("p(c|x)", entropies.conditional))
     }
     curves["log M"] = [(layer, math.log(num_groups)) for layer, _ in curves["p(c)"]]
-    return curves_picture(curves, "layer", "entropy in nats")
+    return curve_plot(curves, "layer", "entropy in nats")
 
 
 def accuracy_by_groups(
@@ -121,7 +121,7 @@ def accuracy_picture(rows: Sequence[GroupAccuracy]) -> Image.Image:
         ]
         for num_iters in sorted({row.num_iters for row in rows})
     }
-    return curves_picture(curves, "group tokens of each head", "linear probe, top-1 in %", logarithmic=True)
+    return curve_plot(curves, "group tokens of each head", "linear probe, top-1 in %", logarithmic=True)
 
 
 def _encoder(network: Any, num_groups: int, num_iters: int) -> Callable[[Tensor], Tensor]:

@@ -1,1 +1,1 @@
-"""A photo in, groups and names out: what `grouping_zoo.segment` and the command share."""
+"""A photo in, groups and names out: shared by `grouping_zoo.segment` and the command."""

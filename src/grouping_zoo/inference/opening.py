@@ -52,7 +52,7 @@ def check_device(device: str) -> None:
 
 
 def has_text(model: Any, processor: Any) -> bool:
-    """Whether a model names what it groups: it has a text encoder, and its processor a tokenizer."""
+    """True of a model that names what it groups: it has a text encoder, and its processor a tokenizer."""
     return (
         isinstance(model, ZooPreTrainedModel)
         and isinstance(model.model, ImageTextModel)

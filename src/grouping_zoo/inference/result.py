@@ -30,7 +30,7 @@ IMAGE_SUFFIX = re.compile(r"_(groups|overlay|attention|labels|(head\d+_)?level\d
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a result was made from: the image's file name, the model, the device, the version and all settings."""
+    """Provenance of a result: the image's file name, the model, the device, the version and all settings."""
 
     image: str | None
     model: str
@@ -48,7 +48,7 @@ class Segmentation(ABC):
         preview: the photo with at most 2048 pixels a side, (w, h), which figures are drawn on.
         network_size: (width, height) that the network saw.
         grouping: soft groups of this one image, on the CPU.
-        origin: what it was made from.
+        origin: its provenance.
     """
 
     image: Image.Image
@@ -73,7 +73,7 @@ class Segmentation(ABC):
 
     @abstractmethod
     def _record(self) -> dict[str, Any]:
-        """Plain data of what was found."""
+        """Plain data of the groups and classes."""
 
     @abstractmethod
     def _figures(self) -> dict[str, Callable[[], Image.Image]]:

@@ -1,1 +1,1 @@
-"""Pictures of groups and labels."""
+"""Figures of groups and labels, plots of metrics. It only draws, and imports nothing that computes."""

@@ -11,7 +11,7 @@ COLOR_WEIGHT = 0.75
 
 
 def attention_figure(image: Image.Image, maps: np.ndarray) -> Image.Image:
-    """The image, and for each token its attention over it, each from its own least (dark) to its most (bright).
+    """The image, and each token's attention over it, scaled from its own minimum (dark) to its maximum (bright).
 
     Args:
         image: RGB.

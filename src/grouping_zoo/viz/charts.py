@@ -1,4 +1,4 @@
-"""Charts of figures: confusion of classes, bars of each class, curves."""
+"""Plots of metrics: confusion of classes, bars of each class, curves."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,39 +10,39 @@ from PIL import Image
 
 DOTS_PER_INCH = 120
 MAX_WRITTEN = 20  # classes of a confusion matrix whose numbers can still be read
-MOST_TICKS = 12  # places of points that are each named
+MOST_TICKS = 12  # up to so many places of points are each named
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe and Ito's
 
 
-def confusion_picture(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Which classes are taken for which: in each row, shares of a true class' images in per cent.
+def confusion_plot(counts: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Confusion matrix: in each row, percentages of a true class' images by the class that was found.
 
     Args:
         counts: (L, L), rows are true classes, columns what was found.
         names: of the L classes.
     """
     totals = counts.sum(axis=1, keepdims=True)
-    shares = 100 * counts / np.maximum(totals, 1)
+    percentages = 100 * counts / np.maximum(totals, 1)
     side = min(max(4.0, 1.5 + 0.45 * len(names)), 14.0)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.imshow(percentages, cmap="Blues", vmin=0, vmax=100)
     if len(names) <= MAX_WRITTEN:
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         for row, column in zip(*np.nonzero(counts), strict=True):
-            ink = "white" if shares[row, column] > 55 else "black"
-            axes.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=8)
+            ink = "white" if percentages[row, column] > 55 else "black"
+            axes.text(column, row, f"{percentages[row, column]:.0f}", ha="center", va="center", color=ink, fontsize=8)
     axes.set_xlabel("found")
     axes.set_ylabel("true, % of its images")
     return _drawn(figure)
 
 
-def bars_picture(columns: Mapping[str, Mapping[str, float]], label: str) -> Image.Image:
-    """A bar for each class and column, the classes in the order of the first column's values.
+def bar_plot(columns: Mapping[str, Mapping[str, float]], label: str) -> Image.Image:
+    """Bar plot with a bar for each class and column, the classes in the order of the first column's values.
 
     Args:
-        columns: what is compared -> class -> value; a class that a column lacks has no bar there.
+        columns: what is compared -> class -> value; a class that is missing in a column has no bar there.
         label: of the values.
     """
     first = next(iter(columns.values()))
@@ -62,10 +62,10 @@ def bars_picture(columns: Mapping[str, Mapping[str, float]], label: str) -> Imag
     return _drawn(figure)
 
 
-def curves_picture(
+def curve_plot(
     curves: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, *, logarithmic: bool = False
 ) -> Image.Image:
-    """A line for each curve.
+    """Line plot of several curves.
 
     Args:
         curves: name -> points (x, y).

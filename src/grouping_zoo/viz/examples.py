@@ -24,7 +24,7 @@ class Example(NamedTuple):
     labels: Mapping[str, np.ndarray]
 
 
-def examples_picture(examples: Sequence[Example], names: Sequence[str]) -> Image.Image:
+def examples_figure(examples: Sequence[Example], names: Sequence[str]) -> Image.Image:
     """A row for each example: the image, then each of its label maps over the image.
 
     Args:

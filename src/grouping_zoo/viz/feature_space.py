@@ -1,4 +1,4 @@
-"""Where features lie among each other, on a plane."""
+"""Plot of features on a plane by t-SNE."""
 
 from collections.abc import Sequence
 
@@ -42,9 +42,7 @@ def neighbour_map(features: np.ndarray, seed: int = 0) -> np.ndarray:
     return method.fit_transform(units.astype(np.float32))
 
 
-def feature_space_picture(
-    features: np.ndarray, classes: np.ndarray, names: Sequence[str], seed: int = 0
-) -> Image.Image:
+def feature_space_plot(features: np.ndarray, classes: np.ndarray, names: Sequence[str], seed: int = 0) -> Image.Image:
     """A dot for each feature, in the color of its class.
 
     Args:

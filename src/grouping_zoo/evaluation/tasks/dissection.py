@@ -19,8 +19,8 @@ from grouping_zoo.evaluation.tasks.context import Context, View, already_found
 from grouping_zoo.evaluation.tasks.labelling import LabellingTask, at_size, text_segmenter
 from grouping_zoo.evaluation.tasks.segments import cluster_segments, finds_segments
 from grouping_zoo.evaluation.tasks.subject import Subject
-from grouping_zoo.viz.examples import Example, examples_picture
-from grouping_zoo.viz.feature_space import MIN_POINTS, feature_space_picture
+from grouping_zoo.viz.examples import Example, examples_figure
+from grouping_zoo.viz.feature_space import MIN_POINTS, feature_space_plot
 
 NEIGHBOURS = (5, 10, 15, 25)  # of Table 2
 USUAL_NEIGHBOURS = 10  # the best of Table 2
@@ -78,7 +78,7 @@ class GroupingOnly(LabellingTask):
 
         figures = dissected_figures(context, self.name, found())
         if len(drawn.classes) >= MIN_POINTS:
-            context.pictures[f"{self.name}_feature_space"] = lambda: feature_space_picture(
+            context.pictures[f"{self.name}_feature_space"] = lambda: feature_space_plot(
                 drawn.features.numpy(), drawn.classes.numpy(), data.mask_names, data.seed
             )
         return figures | {f"miou/{k} neighbours": score.value() for k, score in scores.items()}
@@ -200,7 +200,7 @@ def dissected_figures(
             yield labels, truth
 
     figures = evaluate_segmentation(already_found, pairs(), data.mask_names, ignore_index=data.ignore_index)
-    context.pictures[f"{task}_examples"] = lambda: examples_picture(shown, data.mask_names)
+    context.pictures[f"{task}_examples"] = lambda: examples_figure(shown, data.mask_names)
     return figures | ({} if data.background is None else {"miou_without_background": without.value()})
 
 

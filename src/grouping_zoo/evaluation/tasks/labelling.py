@@ -16,7 +16,7 @@ from grouping_zoo.evaluation.tasks.recognition import matched_classes, text_feat
 from grouping_zoo.evaluation.tasks.segments import find_segments, finds_segments
 from grouping_zoo.evaluation.tasks.subject import Subject
 from grouping_zoo.inference.zero_shot import ZeroShotSegmenter
-from grouping_zoo.viz.examples import Example, examples_picture
+from grouping_zoo.viz.examples import Example, examples_figure
 
 
 class LabellingTask:
@@ -144,7 +144,7 @@ def label_figures(
             yield labels, truth
 
     figures = evaluate_segmentation(already_found, pairs(), names, ignore_index=data.ignore_index)
-    context.pictures[f"{task}_examples"] = lambda: examples_picture(shown, names)
+    context.pictures[f"{task}_examples"] = lambda: examples_figure(shown, names)
     return {**figures, **boundaries.means()}
 
 

@@ -10,7 +10,7 @@ from grouping_zoo.evaluation.segmentation import present_class_accuracy
 from grouping_zoo.evaluation.tasks.context import Context, View
 from grouping_zoo.evaluation.tasks.subject import Subject
 from grouping_zoo.inference.zero_shot import class_embeddings, classify
-from grouping_zoo.viz.charts import confusion_picture
+from grouping_zoo.viz.charts import confusion_plot
 
 NEIGHBOURS = 20
 CURVE = (1, 5, 10, 20, 50)
@@ -162,7 +162,7 @@ def show_confusion(context: Context, task: str, predictions: Tensor, labels: Ten
     """Adds a picture of which classes are taken for which."""
     count = len(names)
     matrix = torch.bincount(labels * count + predictions, minlength=count**2).view(count, count).numpy()
-    context.pictures[f"{task}_confusion"] = lambda: confusion_picture(matrix, names)
+    context.pictures[f"{task}_confusion"] = lambda: confusion_plot(matrix, names)
 
 
 def _top_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
