@@ -18,20 +18,21 @@ def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     top, bottom, low = _neighbours(labels.shape[0], size[1])
     left, right, near = _neighbours(labels.shape[1], size[0])
-    low, near = low[:, None], near[None]
-    corners = [
-        (labels[top[:, None], left], (1 - low) * (1 - near)),
-        (labels[top[:, None], right], (1 - low) * near),
-        (labels[bottom[:, None], left], low * (1 - near)),
-        (labels[bottom[:, None], right], low * near),
-    ]
-    chosen, best = corners[0][0].copy(), np.full((size[1], size[0]), -1.0, dtype=np.float32)
+    cells = [labels[rows[:, None], columns] for rows in (top, bottom) for columns in (left, right)]
+    resized = cells[0]
+    # The four cells of most pixels have one label.
+    row, column = np.nonzero((cells[1] != resized) | (cells[2] != resized) | (cells[3] != resized))
+    low, near = low[row], near[column]  # (M,) of the other pixels
+    weights = [(1 - low) * (1 - near), (1 - low) * near, low * (1 - near), low * near]
+    corners = [(cell[row, column], weight) for cell, weight in zip(cells, weights, strict=True)]
+    chosen, best = corners[0][0].copy(), np.full(len(row), -1.0, dtype=np.float32)
     for candidate, _ in corners:
         total = sum((weight * (label == candidate) for label, weight in corners), np.zeros_like(best))
         better = (total > best) | ((total == best) & (candidate < chosen))
         chosen[better] = candidate[better]
         best[better] = total[better]
-    return chosen
+    resized[row, column] = chosen
+    return resized
 
 
 def resize_labels_nearest(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

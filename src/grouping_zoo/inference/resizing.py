@@ -44,6 +44,6 @@ def argmax_resized(maps: Iterable[Tensor], size: tuple[int, int]) -> np.ndarray:
     for number, one in enumerate(maps):
         full = F.interpolate(one.float()[None, None], size=(height, width), mode="bilinear", align_corners=False)[0, 0]
         better = full > best
-        best[better] = full[better]
-        index[better] = number
+        best = torch.where(better, full, best)
+        index.masked_fill_(better, number)
     return index.numpy()
