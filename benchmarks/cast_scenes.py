@@ -3,7 +3,7 @@
     python benchmarks/cast_scenes.py                                 # the packaged nano
     python benchmarks/cast_scenes.py --vit runs/vit_nano_scenes/checkpoint
 
-Compared are the checkpoint, the same network untrained, superpixels merged by colour alone (Ward's criterion on CIELAB)
+Compared are the checkpoint, the same network untrained, superpixels merged by color alone (Ward's criterion on CIELAB)
 and, where a plain vision transformer's folder is given, K-means on its features, resized to a quarter of the image.
 All get the same numbers of segments at each level; the objects of the scenes are the regions to cover.
 """
@@ -17,22 +17,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import grouping_zoo
-from grouping_zoo.data.scenes import Scenes
-from grouping_zoo.evaluation.clustering import dense_features, kmeans_segments, merge_by_colour
-from grouping_zoo.evaluation.hierarchy import evaluate_hierarchy, hierarchy_labels
-from grouping_zoo.evaluation.scenes import scene_batches
+from grouping_zoo.evaluation.clustering import dense_features, kmeans_segments, merge_by_color
+from grouping_zoo.evaluation.context import EvaluationContext
+from grouping_zoo.evaluation.data import EvaluationSet
+from grouping_zoo.evaluation.distributed import Ranks
+from grouping_zoo.evaluation.evaluated_model import network_model
+from grouping_zoo.evaluation.metrics.grouping import HierarchyMetric
+from grouping_zoo.grouping import Grouping
 
 SIZE = 64
 Levels = Callable[[Tensor], Sequence[Tensor]]
 
 
-def colour_levels(network: torch.nn.Module, clusters: Sequence[int], mean: Tensor, std: Tensor) -> Levels:
+def group_levels(grouping: Grouping) -> list[Tensor]:
+    """All levels of a grouping, the tokens on the image first."""
+    return [grouping.labels(level, (SIZE, SIZE)) for level in range(grouping.num_levels)]
+
+
+def color_levels(network: torch.nn.Module, clusters: Sequence[int], mean: Tensor, std: Tensor) -> Levels:
     """Superpixels as the network makes them, merged to as many segments."""
 
     def predict(images: Tensor) -> list[Tensor]:
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
         superpixels = network.make_superpixels(images)
-        return [superpixels, *merge_by_colour(pixels, superpixels, clusters)]
+        return [superpixels, *merge_by_color(pixels, superpixels, clusters)]
 
     return predict
 
@@ -62,18 +70,22 @@ def main() -> None:
     description = network.pretrained_cfg
     mean, std = (torch.tensor(description[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
     rows: dict[str, Levels] = {
-        "CAST": lambda images: hierarchy_labels(network.forward_grouping(images), (SIZE, SIZE)),
-        "CAST, untrained": lambda images: hierarchy_labels(untrained.model.forward_grouping(images), (SIZE, SIZE)),
-        "superpixels merged by colour": colour_levels(network, clusters, mean, std),
+        "CAST": lambda images: group_levels(network.forward_grouping(images)),
+        "CAST, untrained": lambda images: group_levels(untrained.model.forward_grouping(images)),
+        "superpixels merged by color": color_levels(network, clusters, mean, std),
     }
     if args.vit:
         vit = timm.create_model(f"local-dir:{args.vit}", pretrained=True).eval()
         rows["ViT with K-means"] = kmeans_levels(vit, clusters)
-    scenes = Scenes("validation", args.images, SIZE)
+    data = EvaluationSet(images=args.images)
+    evaluated = network_model(args.model, network, torch.device("cpu"))
+    context = EvaluationContext(model=evaluated, data=data, ranks=Ranks(), size=(SIZE, SIZE), progress=True)
     print(f"region covering, %, of {args.images} scenes: {'best of all':>12}", *(f"{n:>6}" for n in clusters))
     for name, predict in rows.items():
-        batches = ((b["images"], b["instances"]) for b in scene_batches(scenes, mean.flatten(), std.flatten()))
-        found = evaluate_hierarchy(predict, batches, background=0)
+        metric = HierarchyMetric(background=0)
+        for images, regions in context.results(lambda batch: (batch["pixel_values"], batch["instances"]), name):
+            metric.update([level.cpu() for level in predict(images)], regions)
+        found = metric.compute()
         last = [found[f"covering/{level}"] for level in range(len(clusters) + 1) if f"covering/{level}" in found]
         print(f"{name:>36} {found['covering']:>12.1f}", *(f"{value:6.1f}" for value in last[-len(clusters) :]))
 

@@ -16,7 +16,6 @@ from PIL import Image
 from command import THRESHOLD, Run, loud_libraries, mistake
 from grouping_zoo.data.scenes import CLASSES
 from grouping_zoo.engine import cpu_launch
-from grouping_zoo.evaluation.report import differences, table
 from grouping_zoo.hf.vision import publish
 from zoo import with_random_weights
 
@@ -58,19 +57,19 @@ def test_eval_prints_the_checkpoint_beside_the_untrained_and_the_background(
     assert [f"IoU {name}" for name in ("background", *CLASSES)] == [title for title in titles if title[:3] == "IoU"]
     assert f"background_threshold {THRESHOLD}" in switches
     assert "seed 5" in result.out.splitlines()[0]
-    written = json.loads((tmp_path / "out" / "figures.json").read_text(), parse_constant=pytest.fail)
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text(), parse_constant=pytest.fail)
     (model,) = written["models"].values()
-    assert set(model["figures"]) == {"checkpoint", "untrained", "all background"}
+    assert set(model["metrics"]) == {"checkpoint", "untrained", "all background"}
     assert written["data"]["images"] == 12
-    miou = model["figures"]["checkpoint"]["zero-shot-seg"]["miou"]
+    miou = model["metrics"]["checkpoint"]["zero-shot-seg"]["miou"]
     (row,) = [row for row in rows if "mean IoU" in row]
     assert cells(row)[0] == f"{miou:.1f}"
-    assert cells(row)[2] == f"{model['figures']['all background']['zero-shot-seg']['miou']:.1f}"
-    with (tmp_path / "out" / "figures.csv").open() as file:
+    assert cells(row)[2] == f"{model['metrics']['all background']['zero-shot-seg']['miou']:.1f}"
+    with (tmp_path / "out" / "metrics.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert float(next(line["value"] for line in lines if line["figure"] == "miou")) == miou
-    pictures = {path.stem for path in (tmp_path / "out").glob("*.png")}
-    assert pictures == {f"tiny_{n}" for n in ("zero-shot-seg_classes", "zero-shot-seg_examples", "hierarchy_levels")}
+    assert float(next(line["value"] for line in lines if line["metric"] == "miou")) == miou
+    plots = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    assert plots == {f"tiny_{n}" for n in ("zero-shot-seg_classes", "zero-shot-seg_examples", "hierarchy_levels")}
     for path in (tmp_path / "out").glob("*.png"):
         assert min(Image.open(path).size) > 100
 
@@ -87,9 +86,9 @@ def test_all_packaged_checkpoints_by_all_tasks_that_fit(
     monkeypatch.setattr("grouping_zoo.hf.checkpoint_folder.PACKAGED", tmp_path)
     result = run("eval", "--all", "--task", "top1,superpixels,zero-shot-cls", *QUICK, "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    found = json.loads((tmp_path / "out" / "figures.json").read_text())["models"]
-    judged = {name: {column: set(tasks) for column, tasks in one["figures"].items()} for name, one in found.items()}
-    assert judged == {
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]
+    evaluated = {name: {column: set(tasks) for column, tasks in one["metrics"].items()} for name, one in found.items()}
+    assert evaluated == {
         "cast": {column: {"top1", "superpixels"} for column in ("checkpoint", "untrained")},
         "tiny": {column: {"zero-shot-cls"} for column in ("checkpoint", "untrained")},
     }
@@ -98,7 +97,7 @@ def test_all_packaged_checkpoints_by_all_tasks_that_fit(
     mistake(run("eval", "--all", "cast"), "NAME_OR_DIR or --all")
 
 
-def test_compare_shows_figures_and_differences(
+def test_compare_shows_metrics_and_differences(
     run: Run,
     checkpoint: Path,
     cast: Path,
@@ -112,8 +111,8 @@ def test_compare_shows_figures_and_differences(
     tiny, other, difference = map(float, cells(row))
     assert difference == pytest.approx(other - tiny, abs=0.11)
     assert (tmp_path / "out" / "comparison_retrieval_differences.png").exists()
-    found = json.loads((tmp_path / "out" / "figures.json").read_text())["models"]
-    first, second, less = (next(iter(one["figures"].values())) for one in found.values())
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["models"]
+    first, second, less = (next(iter(one["metrics"].values())) for one in found.values())
     per_class = {name for name in less["retrieval"] if name.startswith("iou/")}
     assert per_class
     for name in per_class:
@@ -131,7 +130,7 @@ def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> N
     mistake(run("eval", cast, "--data", f"folder:{tmp_path}"), "folder")
     mistake(run("eval", cast, "--data", "digits", "--task", "top1"), "got also zero, one, two")
     mistake(run("eval", cast, "--data", "scenes", "--split", "test"), "split", "'test'")
-    mistake(run("eval", cast, "--split", "train", "--task", "knn", *QUICK), "--train-split", "another part", "'train'")
+    mistake(run("eval", cast, "--split", "train", "--task", "knn", *QUICK), "train_split", "another split", "'train'")
     result = run("eval", checkpoint, "--data", "digits", "--task", "zero-shot-cls", *QUICK)
     assert result.code == 0
     assert "note: " in result.err
@@ -143,6 +142,7 @@ def test_wrong_data(run: Run, cast: Path, checkpoint: Path, tmp_path: Path) -> N
     [
         (("--task", ","), ["--task", "expected names", "got ','"]),
         (("--task", "knn,foo"), ["--task: expected some of top1, knn", "got 'foo'"]),
+        (("--metric", "miou"), ["--metric: expected some of boundary, got 'miou'"]),
         (("--preset", "linear=sweep,"), ["--preset", "TASK=NAME"]),
         (("--seed", -1), ["--seed", "from 0 to 4294967295", "'-1'"]),
         (("--seed", 10**20), ["--seed", "from 0 to 4294967295"]),
@@ -177,11 +177,11 @@ def test_images_that_cannot_be_read_are_named_at_the_end(run: Run, cast: Path, t
     assert result.code == 0, result.err
     assert "skipped, because they could not be read: 1" in result.err
     assert str(torn) in result.err
-    (name,) = json.loads((tmp_path / "out" / "figures.json").read_text())["skipped"]
+    (name,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["skipped"]
     assert "image 2" in name
 
 
-def test_two_processes_give_the_figures_of_one(run: Run, cast: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_metrics_of_one(run: Run, cast: Path, tmp_path: Path) -> None:
     # Two full batches and an odd rest.
     words = ["--images", "71", "--train-images", "33", "--task", "knn,hierarchy"]
     command = [sys.executable, "-m", "grouping_zoo.cli", "eval", str(cast), *words, "--out", str(tmp_path / "two")]
@@ -205,7 +205,7 @@ def test_two_processes_give_the_figures_of_one(run: Run, cast: Path, tmp_path: P
     assert [process.returncode for process in processes] == [0, 0], said
     assert said[0][0] == one.out
     assert said[1][0] == "", "the second process says nothing"
-    assert (tmp_path / "two" / "figures.csv").read_text() == (tmp_path / "one" / "figures.csv").read_text()
+    assert (tmp_path / "two" / "metrics.csv").read_text() == (tmp_path / "one" / "metrics.csv").read_text()
 
 
 def test_accelerate_launch_on_the_cpu_starts_the_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,20 +216,3 @@ def test_accelerate_launch_on_the_cpu_starts_the_processes(run: Run, monkeypatch
     monkeypatch.setattr(sys, "argv", ["cli", "eval", "some"])
     assert run("eval", "some").code == 0
     assert started == [["--nproc-per-node=2", "-m", "grouping_zoo.cli", "eval", "some"]]
-
-
-def test_tables_show_what_each_column_has() -> None:
-    one = {"a": {"miou": 50.0, "iou/cat": 40.0}, "b": {"learning_rate": 0.03}}
-    other = {"a": {"miou": 52.5}}
-    lines = table({"one": one, "other": other}).splitlines()
-    assert [line.split() for line in lines] == [
-        ["one", "other"],
-        ["a"],
-        ["mean", "IoU,", "%", "50.0", "52.5"],
-        ["IoU", "cat,", "%", "40.0", "-"],
-        ["b"],
-        ["learning", "rate", "0.03", "-"],
-    ]
-    assert differences(other, one) == {"a": {"miou": 2.5}}
-    crowded = table({"one": {"a": {"miou": 1.0, **{f"iou/{number}": 1.0 for number in range(31)}}}})
-    assert "IoU 3" not in crowded

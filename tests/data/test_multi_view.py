@@ -3,13 +3,11 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
-from torchvision.transforms.functional import pil_to_tensor
 
 from grouping_zoo.data.image_source import ImageSource, LabelledImage, open_images
 from grouping_zoo.data.multi_view import (
     ImageTensors,
     MultiCropConfig,
-    SingleViews,
     TwoViewConfig,
     multi_crop,
     two_views,
@@ -135,22 +133,6 @@ def test_local_crops_show_smaller_parts_than_global_ones() -> None:
     first, second, *local = np.mean(spans, axis=0)
     assert min(first, second) > 0.65
     assert max(local) < 0.55
-
-
-def test_a_single_view_is_the_centre_with_its_masks() -> None:
-    tensors = ImageTensors(mean=(0.0,) * 3, std=(1.0,) * 3, superpixel_method="grid", superpixel_size=8)
-    source = open_images("scenes", length=2, image_size=32, max_objects=1)
-    sample = SingleViews(source, 32, tensors)[1]
-    found = source[1]
-    assert torch.equal(_bytes(sample["pixel_values"]), pil_to_tensor(found.image))
-    assert torch.equal(sample["mask"], torch.from_numpy(found.mask).long())
-    assert torch.equal(sample["instances"], torch.from_numpy(found.instances).long())
-    assert sample["label"] == found.label
-    assert sample["superpixels"].unique().tolist() == list(range(16))
-    wide = SingleViews(open_images("scenes", length=2, image_size=64), 32, PLAIN)[1]
-    assert wide["pixel_values"].shape == (3, 32, 32)
-    assert wide["mask"].shape == (32, 32)
-    assert "label" not in wide
 
 
 @pytest.mark.parametrize(

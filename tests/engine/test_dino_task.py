@@ -35,7 +35,7 @@ def test_signs_of_a_collapse_are_logged(trained: Trained) -> None:
     for layer in range(2):
         conditional, marginal = (first[f"{name}_entropy_{layer}"] for name in ("conditional", "marginal"))
         assert 0 <= conditional <= marginal + 1e-5
-    assert 0 <= last["validation/knn_accuracy"] <= 100
+    assert 0 <= last["validation/knn/accuracy"] <= 100
 
 
 def test_the_crops_are_those_of_the_recipe(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     ("overrides", "message"),
     [
         (["evaluation.split=test"], "split: expected one of .*got 'test'"),
-        (["evaluation.split=train"], "evaluation.split: expected another one than data.split, got train for both"),
+        (["evaluation.split=train"], "train_split: expected another split than the evaluated one, got 'train'"),
         (["model.architecture=vt_fpn_nano", "model.model_args={}"], "one feature an image, got vt_fpn_nano"),
         (["model.architecture=pgt_nano.foo"], "model: expected an architecture .*got pgt_nano.foo and .*tag"),
     ],

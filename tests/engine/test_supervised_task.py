@@ -136,11 +136,11 @@ def test_a_checkpoint_names_its_classes_and_its_class_of_transformers(target: st
 @every_target
 def test_losses_and_metrics_are_logged(target: str, trained: Trained) -> None:
     first, *_, last = log_lines(trained(target))
-    metrics = ("top1_accuracy", "top5_accuracy") if target == "class" else ("miou", "pixel_accuracy")
+    names = ("top1/top1", "top1/top5") if target == "class" else ("segmentation/miou", "segmentation/pixel_accuracy")
     assert {"loss", "accuracy" if target == "class" else "pixel_accuracy", "grad_norm"} <= first.keys()
-    assert all(0 <= last[f"validation/{name}"] <= 100 for name in metrics)
+    assert all(0 <= last[f"validation/{name}"] <= 100 for name in names)
     card = (trained(target) / "checkpoint" / "README.md").read_text()
-    assert f"| {metrics[0]} | {last[f'validation/{metrics[0]}']:.4g} |" in card
+    assert f"| {names[0].replace('/', ' ')} | {last[f'validation/{names[0]}']:.4g} |" in card
 
 
 @every_target
@@ -164,9 +164,9 @@ def test_metrics_are_those_of_the_held_out_images_one_by_one(target: str, tmp_pa
             hits += int((logits.argmax(1)[0] == truth).sum())
             total += truth.numel()
         metrics = task.evaluate(model)
-    name = "top1_accuracy" if target == "class" else "pixel_accuracy"
+    name = "top1/top1" if target == "class" else "segmentation/pixel_accuracy"
     assert metrics[name] == pytest.approx(100 * hits / total, abs=0.5)
-    assert task_of(short(target, tmp_path, "evaluation.images=0")).evaluate(model) == {}
+    assert task_of(short(target, tmp_path, "evaluation.tasks=[]")).evaluate(model) == {}
 
 
 def test_training_learns_what_the_images_show(tmp_path: Path) -> None:
@@ -189,15 +189,15 @@ def test_training_learns_what_the_images_show(tmp_path: Path) -> None:
         "optimizer.learning_rate=0.02",
         "run.steps=25",
     )
-    assert train(recipe, progress_bar=False) == {"top1_accuracy": 100, "top5_accuracy": 100}
+    assert train(recipe, progress_bar=False) == {"top1/top1": 100}
     network = timm.create_model(f"local-dir:{tmp_path / 'run' / 'checkpoint'}", pretrained=True)
     assert network.pretrained_cfg["label_names"] == ["blue", "green", "red"]
     (tmp_path / "images" / "val" / "extra").mkdir()
-    with pytest.raises(ValueError, match=r"evaluation.split: expected the 3 classes of data.split=train, got 4"):
+    with pytest.raises(ValueError, match=r"data: expected classes that resnet18 knows .*, got also extra"):
         task_of(recipe).evaluate(network)
 
 
-def test_masks_of_a_data_set_on_disk_train_and_judge(tmp_path: Path) -> None:
+def test_masks_of_a_data_set_on_disk_train_and_evaluate(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for folder, suffix in ((f"{split}_images", "jpg"), (f"{split}_segmentations", "png")):
@@ -207,8 +207,7 @@ def test_masks_of_a_data_set_on_disk_train_and_judge(tmp_path: Path) -> None:
                 array = rng.integers(0, 20, shape).astype(np.uint8)
                 Image.fromarray(array).save(tmp_path / folder / f"{index}.{suffix}")
     recipe = short("mask", tmp_path / "run", "data.source=lip", f"data.path={tmp_path}")
-    metrics = train(recipe, progress_bar=False)
-    assert 0 <= metrics["miou"] <= 100
+    assert 0 <= train(recipe, progress_bar=False)["segmentation/miou"] <= 100
     network = timm.create_model(f"local-dir:{tmp_path / 'run' / 'checkpoint'}", pretrained=True)
     assert network.num_classes == 20
 
@@ -240,7 +239,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
     recipe = load_recipe(name)
     assert isinstance(recipe, SupervisedRecipe)
     assert recipe.run.output_dir == f"runs/{name}"
-    assert recipe.evaluation.images > 0
+    assert recipe.evaluation.tasks == ["segmentation" if recipe.target == "mask" else "top1"]
 
 
 def learning_rate(recipe: Any, step: int) -> float:
@@ -280,8 +279,9 @@ def test_advanced_recipe_is_the_published_one() -> None:
         ("mask", ["objective.label_smoothing=0.1"], "objective: expected nothing with target=mask"),
         ("class", ["augmentation.crop_scale=[0.5,0.1]"], "augmentation.crop_scale"),
         ("class", ["augmentation.color_jitter=[0,0,0,0.9]"], "augmentation.color_jitter"),
-        ("class", ["evaluation.images=-1"], "evaluation.images: expected 0 or more"),
-        ("class", ["evaluation.train_images=3"], "evaluation.train_images is no setting"),
+        ("class", ["evaluation.images=0"], "evaluation.images: expected null or at least 1, got 0"),
+        ("class", ["evaluation.tasks=[top2]"], "evaluation.tasks: expected some of top1, knn, .* got 'top2'"),
+        ("mask", ["evaluation.metrics=[miou]"], "evaluation.metrics: expected some of boundary, got 'miou'"),
         (
             "class",
             ["objective.distillation_weight=0.5"],
@@ -302,10 +302,10 @@ def test_wrong_settings_are_named(target: str, overrides: list[str], message: st
         ("mask", ["model.architecture=resnet18", "model.model_args={}"], "expected a VT-FPN or semantic FPN with"),
         ("mask", ["augmentation.policy=auto_augment"], "augmentation.policy: expected null with target=mask"),
         ("class", ["evaluation.split=test"], "split: expected one of .*got 'test'"),
-        ("mask", ["evaluation.split=train"], "evaluation.split: expected another one than data.split"),
+        ("mask", ["evaluation.tasks=[top1]"], "task: top1 does not fit: vt_fpn_nano is no model for it; choose from"),
     ],
 )
-def test_settings_that_only_building_can_judge_are_named_too(
+def test_settings_that_only_building_can_check_are_named_too(
     target: str, overrides: list[str], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

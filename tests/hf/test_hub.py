@@ -29,9 +29,9 @@ with torch.no_grad():
 
 OPEN_TIMMS = """
 import json, timm, torch
-from grouping_zoo.evaluation.tasks.subject import plain_timm_source, timm_subject
+from grouping_zoo.evaluation.evaluated_model import plain_timm_source, timm_model
 source = plain_timm_source("user/vit")
-subject = timm_subject("user/vit", source, torch.device("cpu"))
+subject = timm_model("user/vit", source, torch.device("cpu"))
 print(json.dumps([source, plain_timm_source("user/nano"), float(subject.network.head.weight.double().sum())]))
 """
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_on_the_hub_opens_by_both_doors(tmp_path: Path) -> None:
     assert any(request.endswith("/user/nano/resolve/main/model.safetensors") for request in requests)
 
 
-def test_a_model_of_timms_on_the_hub_is_judged_too(tmp_path: Path) -> None:
+def test_a_model_of_timms_on_the_hub_is_evaluated_too(tmp_path: Path) -> None:
     network = timm.create_model("test_vit", num_classes=3)
     save_for_hf(network, str(tmp_path / "vit"), safe_serialization=True)
     repositories = {"user/vit": tmp_path / "vit", "user/nano": packaged_checkpoints()["cast_nano_scenes"]}

@@ -5,26 +5,19 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
-from torch.utils.data import default_collate
 
 import grouping_zoo
-from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.multi_view import SingleViews, image_tensors
-from grouping_zoo.evaluation.recognition import top_k_accuracy
-from grouping_zoo.evaluation.segmentation import evaluate_segmentation
+from evaluated import CPU, context_of
+from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.evaluation.data import EvaluationSet
+from grouping_zoo.evaluation.evaluated_model import network_model, transformers_model
+from grouping_zoo.evaluation.tasks import TASKS
+from grouping_zoo.evaluation.tasks.semantic_segmentation import all_background
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
+from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
 from grouping_zoo.models.image_text import ImageTextModel
 
 PACKAGED = grouping_zoo.packaged_checkpoints()
-
-
-def held_out(network: Any, number: int, **settings: Any) -> dict[str, torch.Tensor]:
-    """Held-out scenes as a network takes them."""
-    views = SingleViews(
-        open_images("scenes", split="validation", length=number, **settings), 64, image_tensors(network)
-    )
-    return default_collate([views[index] for index in range(number)])
 
 
 def test_there_is_one_of_every_family() -> None:
@@ -52,20 +45,24 @@ def test_timm_opens_it_by_the_name_of_its_architecture(name: str) -> None:
     assert len(weights.keys() & by_name.state_dict().keys()) > 10
 
 
-@torch.no_grad()
 def test_the_nano_vt_resnet_tells_shapes() -> None:
     network = timm.create_model("vt_resnet_nano", pretrained=True, num_classes=8).eval()
-    batch = held_out(network, 200, max_objects=1)
-    assert top_k_accuracy(network(batch["pixel_values"]), batch["label"]) > 65
+    context = context_of(network_model("nano", network, CPU, list(CLASSES)), EvaluationSet(images=200))
+    assert TASKS["top1"].run(context)["top1"] > 65
 
 
-@torch.no_grad()
 def test_the_nano_vt_fpn_names_pixels() -> None:
     network = timm.create_model("vt_fpn_nano", pretrained=True, num_classes=9).eval()
-    batch = held_out(network, 100)
+    context = context_of(network_model("nano", network, CPU, ["background", *CLASSES]), EvaluationSet(images=100))
+    assert TASKS["segmentation"].run(context)["miou"] > 45
 
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(network(images), size=images.shape[-2:], mode="bilinear").argmax(dim=1)
 
-    names = [str(number) for number in range(9)]
-    assert evaluate_segmentation(predict, [(batch["pixel_values"], batch["mask"])], names)["miou"] > 45
+def test_the_nano_groupvit_names_what_it_groups() -> None:
+    folder = PACKAGED["groupvit_nano_scenes"]
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 8e6
+    model = transformers_model("nano", *open_checkpoint(folder), CPU)
+    config = model.model.config
+    zero_shot = segmenter_settings(config) | {"templates": prompt_templates(config)}
+    context = context_of(model, EvaluationSet(images=150), zero_shot=zero_shot)
+    assert TASKS["zero-shot-cls"].run(context)["classification"] > 75
+    assert TASKS["zero-shot-seg"].run(context)["miou"] > 3 * all_background(context, "whole")["miou"]

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from typing import Any
 
@@ -5,8 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from grouping_zoo import ZooGroupViTConfig
 from grouping_zoo.grouping import Grouping
-from grouping_zoo.inference.zero_shot import ZeroShotSegmenter, class_embeddings, classify
+from grouping_zoo.inference.zero_shot import (
+    ZeroShotSegmenter,
+    class_embeddings,
+    classify,
+    prompt_templates,
+    segmenter_settings,
+)
 
 D, S, L, SCALE = 6, 3, 7, 5.0
 
@@ -274,3 +282,17 @@ def test_windows_never_reach_beyond_the_image() -> None:
 def test_wrong_settings_are_errors(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         segmenter(**settings)
+
+
+def test_settings_are_the_checkpoints_own_unless_overridden() -> None:
+    config = ZooGroupViTConfig(background_threshold=0.3)
+    config.top_classes = 2
+    settings = segmenter_settings(config)
+    assert (settings["background_threshold"], settings["top_classes"], settings["masks"]) == (0.3, 2, "hard")
+    settings = segmenter_settings(config, background_threshold=0, masks="soft", window=None)
+    assert (settings["background_threshold"], settings["masks"], settings["window"]) == (0, "soft", None)
+    names = {entry.name for entry in dataclasses.fields(ZeroShotSegmenter)}
+    assert set(settings) == names - {"model", "text"}
+    assert prompt_templates(config) == ["a photo of a {}."]
+    config.prompt_templates = ["{} here"]
+    assert prompt_templates(config) == ["{} here"]

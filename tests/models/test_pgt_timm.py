@@ -9,12 +9,11 @@ import timm
 import torch
 from timm.models import group_parameters
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 import grouping_zoo.models.pgt  # noqa: F401 - registers the models
-from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.multi_view import SingleViews, image_tensors
-from grouping_zoo.evaluation.recognition import knn_accuracy
+from evaluated import context_of, model_of
+from grouping_zoo.evaluation.data import EvaluationSet
+from grouping_zoo.evaluation.tasks import TASKS
 from zoo import with_random_weights
 
 SMALL: dict[str, Any] = dict(
@@ -77,12 +76,8 @@ def test_the_packaged_nano_tells_photos_apart_better_than_an_untrained_one() -> 
     accuracies = []
     for pretrained in (True, False):
         network = timm.create_model("pgt_nano", pretrained=pretrained).eval()
-        parts = []
-        for split in ("train", "validation"):
-            views = SingleViews(open_images("photos", split=split, length=300), 64, image_tensors(network))
-            batch = default_collate([views[index] for index in range(300)])
-            parts += [network(batch["pixel_values"]), batch["label"]]
-        accuracies.append(knn_accuracy(*parts))
+        context = context_of(model_of(network), EvaluationSet(spec="photos", images=300, train_images=300))
+        accuracies.append(TASKS["knn"].run(context)["accuracy"])
     assert accuracies[0] > 30
     assert accuracies[0] > accuracies[1] + 8
 

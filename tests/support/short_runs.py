@@ -23,7 +23,7 @@ SHORT = {
     "run.log_every": 1,
     "run.validate_every": None,
 }
-SMALL_IMAGES = {"data.image_size": 32, "evaluation.train_images": 24, "evaluation.test_images": 12}
+SMALL_IMAGES = {"data.image_size": 32, "evaluation.train_images": 24, "evaluation.images": 12}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "dino": (
         "pgt_nano_photos",

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from grouping_zoo.data.image_source import ImageSource, LabelledImage
+from grouping_zoo.data.image_source import ImageSource
 from grouping_zoo.data.sampling import SampleKey
 from grouping_zoo.layers.superpixels import SuperpixelMethod, make_superpixels
 
@@ -239,46 +239,6 @@ def view_transform(
             v2.RandomSolarize(128, solarize),
         ]
     )
-
-
-class SingleViews(Dataset[dict[str, Any]]):
-    """The one view of each image at evaluation, with its label and masks where the source knows them.
-
-    A sample is ``{"pixel_values": (3, H, W) float32}`` of the shorter side resized and the centre cropped, and with it
-    ``"superpixels"`` (H, W) int64, ``"label"`` int, ``"mask"`` and ``"instances"`` (H, W) int64.
-
-    Args:
-        source: of images.
-        image_size: side of the view in pixels.
-        tensors: what is made of it.
-    """
-
-    def __init__(self, source: ImageSource, image_size: int, tensors: ImageTensors) -> None:
-        self.source = source
-        self.image_size = image_size
-        self.tensors = tensors
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
-        found = self.source[key]
-        view = F.pil_to_tensor(self._crop(found.image, InterpolationMode.BICUBIC))
-        sample: dict[str, Any] = dict(self.tensors.inputs(view))
-        if found.label is not None:
-            sample["label"] = found.label
-        return sample | self._masks(found)
-
-    def _crop(self, image: Image.Image, interpolation: InterpolationMode) -> Image.Image:
-        return F.center_crop(F.resize(image, [self.image_size], interpolation), [self.image_size])
-
-    def _masks(self, found: LabelledImage) -> dict[str, Tensor]:
-        masks = {"mask": found.mask, "instances": found.instances}
-        return {
-            name: F.pil_to_tensor(self._crop(Image.fromarray(mask), InterpolationMode.NEAREST))[0].long()
-            for name, mask in masks.items()
-            if mask is not None
-        }
 
 
 class _PillowBlur(nn.Module):

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,8 @@ from grouping_zoo.data.tokenization import clip_tokenizer, make_tokenize, train_
 from grouping_zoo.data.views import train_transform
 from grouping_zoo.engine.model_card import image_text_card
 from grouping_zoo.engine.recipe import Recipe
-from grouping_zoo.evaluation.scenes import evaluate_on_scenes
+from grouping_zoo.engine.validation import EvaluationConfig, Validation, card_metrics
+from grouping_zoo.evaluation.evaluated_model import EvaluatedModel, text_model
 from grouping_zoo.hf.checkpoint_folder import find_checkpoint, save_checkpoint
 from grouping_zoo.hf.image_text import (
     ZooGroupViTConfig,
@@ -152,11 +153,9 @@ class DataConfig:
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig:
-    """Zero-shot metrics on held-out built-in scenes, and the checkpoint's default settings."""
+class ZeroShotConfig:
+    """Settings of zero-shot tasks, which the checkpoint takes for its defaults."""
 
-    images: int = 0
-    """Scenes; 0 for no evaluation."""
     class_names: list[str] | None = None
     """Default classes of the checkpoint; null takes those of the scenes, if they are the source."""
     templates: list[str] = field(default_factory=lambda: list(PROMPT_TEMPLATES))
@@ -181,6 +180,7 @@ class ImageTextRecipe(Recipe):
     data: DataConfig = field(default_factory=DataConfig)
     objective: ImageTextConfig = field(default_factory=ImageTextConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    zero_shot: ZeroShotConfig = field(default_factory=ZeroShotConfig)
 
     def build(self) -> "ImageTextTask":
         """Build the towers, the objective and the data."""
@@ -207,32 +207,31 @@ class ImageTextTask:
         self.objective: nn.Module = ImageTextObjective(self.model, objective, teacher)
         self.dataset: Dataset[Any] = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
         self.collate: Callable[[list[Any]], Any] = collate
+        zero_shot = {**self._segmenter_settings, "templates": recipe.zero_shot.templates}
+        scenes = "digits" if recipe.data.objects == "digits" else "scenes"
+        data = scenes if recipe.data.source == "scenes" else None
+        self.validation = Validation(recipe.evaluation, data, recipe.run.num_workers, zero_shot)
+        self.validation.check(self._evaluated(self.model))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Run the recipe's tasks; none if it names none."""
+        return self.validation(self._evaluated(model))
 
     @property
     def _segmenter_settings(self) -> dict[str, Any]:
-        names = ("background_threshold", "background_similarity", "top_classes", "masks", "multi_label_scale")
-        return {name: getattr(self.recipe.evaluation, name) for name in names}
+        settings = asdict(self.recipe.zero_shot)
+        del settings["class_names"], settings["templates"]
+        return settings
 
-    def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Zero-shot metrics on held-out scenes; none if the recipe asks for none."""
-        settings = self.recipe.evaluation
-        if not settings.images:
-            return {}
-        assert isinstance(model, ImageTextModel)
-        return evaluate_on_scenes(
-            model,
-            self.tokenize,
-            images=settings.images,
-            objects=self.recipe.data.objects,
-            image_size=self.recipe.data.image_size,
-            templates=settings.templates,
-            **self._segmenter_settings,
-        )
+    def _evaluated(self, model: Any) -> EvaluatedModel:
+        size = self.recipe.data.image_size
+        device = next(model.parameters()).device
+        return text_model(self.recipe.model.architecture, model, self.tokenize, device, (size, size))
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
         """Write a checkpoint folder that timm and transformers open."""
         assert isinstance(model, ImageTextModel)
-        settings, size = self.recipe.evaluation, self.recipe.data.image_size
+        settings, size = self.recipe.zero_shot, self.recipe.data.image_size
         description = input_cfg(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
         class_names = settings.class_names
         if class_names is None and self.recipe.data.source == "scenes":
@@ -251,7 +250,7 @@ class ImageTextTask:
         )
         processor = ZooGroupViTProcessor(image_processor, self.tokenizer)
         data = self.recipe.data.path or self.recipe.data.source
-        card = image_text_card(self.recipe.run, self.recipe.model.architecture, data, metrics)
+        card = image_text_card(self.recipe.run, self.recipe.model.architecture, data, card_metrics(metrics))
         save_checkpoint(folder, published.eval(), processor, card)
 
     def load_weights(self, source: str) -> None:

@@ -1,5 +1,6 @@
 """The training loop: from a recipe to a checkpoint, on one process or many, interrupted or not."""
 
+import copy
 import math
 import os
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, send_to_device, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, send_to_device, set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -181,8 +182,14 @@ class _Training:
         return values, stopping
 
     def evaluate(self) -> dict[str, float]:
-        """Metrics of the averaged network, or of the trained one; leaves no trace in the training."""
+        """Return metrics of the averaged network, or of the trained one; leaves no trace in the training.
+
+        Several processes evaluate a copy of the first one's, which is exported: batch-norm statistics differ.
+        """
         model = self._published()
+        if self.accelerator.num_processes > 1:
+            model = copy.deepcopy(model)
+            broadcast(list(model.state_dict().values()))
         with _evaluation(model, self.accelerator.device):
             return self.task.evaluate(model)
 

@@ -20,6 +20,7 @@ import jsonargparse
 import timm.optim
 import yaml
 
+from grouping_zoo.engine.old_recipes import with_current_keys
 from grouping_zoo.engine.task import Task
 from grouping_zoo.settings import require
 
@@ -210,7 +211,8 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     parser.add_argument("--recipe_file", action="config")
     try:
         # Of two files that give a setting the later one counts.
-        parsed = parser.parse_args([*(f"--recipe_file={source}" for source, _ in reversed(sources)), *options])
+        files = [f"--recipe_file={yaml.safe_dump(settings)}" for _, settings in reversed(sources)]
+        parsed = parser.parse_args([*files, *options])
     except argparse.ArgumentError as error:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
     del parsed["recipe_file"], parsed["base"]
@@ -268,7 +270,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected YAML, got {error}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path}: expected a YAML mapping of settings, got {type(settings).__name__}")
-    return settings
+    return with_current_keys(settings)
 
 
 def _recipe_class(task: Any) -> type[Recipe]:

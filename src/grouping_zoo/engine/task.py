@@ -28,7 +28,8 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Metrics of a network that is in evaluation mode.
 
-        Called on every process at once, which may share the work; the first process' result is recorded.
+        Called on every process at once with the same weights, which may share the work; the first process' result is
+        recorded.
         """
         ...
 

@@ -37,6 +37,7 @@ FREE_TO_CHANGE = frozenset(
         "resume",
     )
 )
+FREE_SECTIONS = ("evaluation", "zero_shot")  # leave no trace in the training
 """Settings that may differ on resume, as the trained weights do not depend on them."""
 
 
@@ -108,12 +109,16 @@ def check_same_training(saved: dict[str, Any], recipe: Recipe, folder: Path) -> 
     """Refuses to continue a run under settings that alter the training."""
     before, now = _flat(saved), _flat(recipe_settings(recipe))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if key not in FREE_TO_CHANGE]
+    changes = [f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys if not _free_to_change(key)]
     if changes:
         raise ValueError(
             f"recipe: expected the settings of the interrupted run in {folder}, got other ones ({'; '.join(changes)}); "
             f"set them back, or train anew in another run.output_dir (run.init_from can start from its weights)"
         )
+
+
+def _free_to_change(key: str) -> bool:
+    return key in FREE_TO_CHANGE or key.startswith(FREE_SECTIONS)
 
 
 def remove_leftovers(output_dir: Path) -> None:

@@ -1,29 +1,25 @@
-"""Common parts of the tasks that train one network on images: settings, network, evaluation, export."""
+"""Base of the tasks that train one network on images: settings, network, validation, export."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import timm
-import torch
 from timm.models import get_pretrained_cfg
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch import nn
+from torch.utils.data import Dataset, default_collate
 
 from grouping_zoo.data.image_source import BUILT_IN, ImageSource, open_images
-from grouping_zoo.data.multi_view import SingleViews, image_tensors
+from grouping_zoo.data.multi_view import image_tensors
 from grouping_zoo.data.segmentation_sets import open_segmentation_set
 from grouping_zoo.engine.model_card import vision_card
 from grouping_zoo.engine.recipe import Recipe
-from grouping_zoo.evaluation.recognition import extract_features, knn_accuracy
+from grouping_zoo.engine.validation import EvaluationConfig, Validation, card_metrics
+from grouping_zoo.evaluation.evaluated_model import EvaluatedModel, network_model
 from grouping_zoo.hf.checkpoint_folder import timm_source, zoo_models
 from grouping_zoo.hf.vision import publish
-from grouping_zoo.models.vt_fpn import SemanticFPN
-
-EVALUATION_BATCH_SIZE = 64
 
 
 @dataclass(kw_only=True)
@@ -69,7 +65,7 @@ class ImageDataConfig:
     max_objects: int = 3
     """Most objects of a scene; 1 gives scenes with a class."""
     recolor: float = 0.0
-    """Share of the scenes with their photo in other colours."""
+    """Fraction of the scenes with their photo in other colours."""
 
     def __post_init__(self) -> None:
         if (self.source in BUILT_IN) != (self.path is None):
@@ -80,32 +76,12 @@ class ImageDataConfig:
         if self.image_size < 1:
             raise ValueError(f"data.image_size: expected a side in pixels, got {self.image_size}; set 224")
 
-
-@dataclass(kw_only=True)
-class EvaluationConfig:
-    """Accuracy of frozen features on labelled images, by a vote of the nearest training images."""
-
-    train_images: int = 0
-    """Training images that vote, drawn by chance; of scenes, those with one object. 0 for no evaluation."""
-    test_images: int = 0
-    """Held-out images that are judged."""
-    split: str | None = "validation"
-    """Where these are; see data.split."""
-    neighbours: int = 20
-    """How many images vote."""
-    temperature: float = 0.07
-    """The smaller, the more the nearest ones count."""
-
-    def __post_init__(self) -> None:
-        if min(self.train_images, self.test_images) < 0 or (self.train_images > 0) != (self.test_images > 0):
-            raise ValueError(
-                f"evaluation.train_images, evaluation.test_images: expected both above 0, or both 0 for no evaluation, "
-                f"got {self.train_images} and {self.test_images}"
-            )
-        if self.neighbours < 1:
-            raise ValueError(f"evaluation.neighbours: expected at least 1, got {self.neighbours}; set 20")
-        if self.temperature <= 0:
-            raise ValueError(f"evaluation.temperature: expected more than 0, got {self.temperature}; set 0.07")
+    @property
+    def spec(self) -> str:
+        """The data set's name in `grouping-zoo eval --data`."""
+        if self.source == "scenes" and self.objects == "digits":
+            return "digits"
+        return self.source if self.path is None else f"{self.source}:{self.path}"
 
 
 @dataclass(kw_only=True)
@@ -142,36 +118,31 @@ class VisionTask:
         self.source = open_source(recipe.data, recipe.run.seed)
         self.network = create_network(recipe.model, len(self.head_classes()), recipe.data.image_size)
         self.tensors = image_tensors(self.network)
-        self._check_evaluation()
+        self.check_network()
+        self.validation = Validation(recipe.evaluation, recipe.data.spec, recipe.run.num_workers)
+        self.validation.check(self._evaluated(self.network))
 
     def head_classes(self) -> list[str]:
         """Classes of the network's head; none where it has no head."""
         return []
 
+    def check_network(self) -> None:
+        """Check that the network suits the training.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        raise NotImplementedError
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy of the nearest neighbours; none if the recipe asks for none."""
-        settings = self.recipe.evaluation
-        if not settings.train_images:
-            return {}
-        train_source, test_source = self._labelled_parts()
-        train, train_labels = self._features(model, train_source, settings.train_images)
-        test, test_labels = self._features(model, test_source, settings.test_images)
-        accuracy = knn_accuracy(
-            train,
-            train_labels,
-            test,
-            test_labels,
-            neighbours=settings.neighbours,
-            temperature=settings.temperature,
-            num_classes=len(train_source.class_names) or None,
-        )
-        return {"knn_accuracy": accuracy}
+        """Run the recipe's tasks; none if it names none."""
+        return self.validation(self._evaluated(model))
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
         """Writes a checkpoint folder that timm and, for this package's models, transformers open."""
         run, data, architecture = self.recipe.run, self.recipe.data, self.recipe.model.architecture
         card = vision_card(run, architecture, data.path or data.source, self.method, self.auto_class)
-        publish(model, folder, card, class_names=self.head_classes() or None, metrics=metrics)
+        publish(model, folder, card, class_names=self.head_classes() or None, metrics=card_metrics(metrics))
 
     def load_weights(self, source: str) -> None:
         """Starts from a checkpoint folder or hub name of the same architecture; another head is left out."""
@@ -190,48 +161,9 @@ class VisionTask:
                 f"which does not fit: {reasons} ..."
             ) from None
 
-    def _check_evaluation(self) -> None:
-        """Opens the held-out images, so that a mistake in their settings does not end the training that leads there."""
-        if self.recipe.evaluation.train_images:
-            check_splits(self.recipe.data.split, self.recipe.evaluation.split)
-            self._labelled_parts()
-
-    def _labelled_parts(self) -> tuple[ImageSource, ImageSource]:
-        """Training and held-out images with labels."""
-        recipe, settings = self.recipe, self.recipe.evaluation
-        if recipe.data.source in BUILT_IN:
-            counts = (settings.train_images, settings.test_images)
-            train, test = (
-                open_source(recipe.data, recipe.run.seed, split=split, length=count, max_objects=1, recolor=0.0)
-                for split, count in zip((recipe.data.split, settings.split), counts, strict=True)
-            )
-        else:
-            train, test = self.source, open_source(recipe.data, recipe.run.seed, split=settings.split)
-        check_classes(train, test, recipe.data.split, settings.split)
-        return train, test
-
-    def judged_batches(self, source: ImageSource, number: int) -> DataLoader[Any]:
-        """A source's images as they are judged, or so many of them, drawn by chance."""
-        run = self.recipe.run
-        order = np.random.default_rng(run.seed).permutation(len(source))[:number].tolist()
-        views = SingleViews(source, self.recipe.data.image_size, self.tensors)
-        return DataLoader(Subset(views, order), EVALUATION_BATCH_SIZE, num_workers=run.num_workers)
-
-    def _features(self, model: nn.Module, source: ImageSource, number: int) -> tuple[Tensor, Tensor]:
-        """Features and labels of a source's images, or of so many of them."""
-        loader = self.judged_batches(source, number)
-        labels: list[Tensor] = []
-
-        def batches() -> Iterator[dict[str, Tensor]]:
-            for batch in loader:
-                if "label" not in batch:
-                    raise ValueError(
-                        "evaluation.train_images: expected labelled images, but the source knows no classes; set 0"
-                    )
-                labels.append(batch["label"])
-                yield batch
-
-        return extract_features(model, batches()), torch.cat(labels)
+    def _evaluated(self, network: Any) -> EvaluatedModel:
+        device = next(network.parameters()).device
+        return network_model(self.recipe.model.architecture, network, device, self.head_classes() or None)
 
 
 def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource:
@@ -249,32 +181,6 @@ def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource
     if data.source in ("scenes", "photos", "folder", "hub"):
         return open_images(data.source, data.path, **settings)
     return open_segmentation_set(f"{data.source}:{data.path}", settings["split"])
-
-
-def check_splits(train: str | None, held_out: str | None) -> None:
-    """Checks that a network is judged on other images than those that it learns from.
-
-    Raises:
-        ValueError: if both are the same part.
-    """
-    if train == held_out:
-        raise ValueError(
-            f"evaluation.split: expected another one than data.split, got {held_out} for both; name two parts, or "
-            "leave the evaluation out"
-        )
-
-
-def check_classes(train: ImageSource, held_out: ImageSource, train_split: str | None, split: str | None) -> None:
-    """Checks that the numbers of the classes mean the same in both parts.
-
-    Raises:
-        ValueError: if they do not.
-    """
-    if train.class_names != held_out.class_names:
-        raise ValueError(
-            f"evaluation.split: expected the {len(train.class_names)} classes of data.split={train_split}, got "
-            f"{len(held_out.class_names)} or others in {split}; give both parts the same classes"
-        )
 
 
 def create_network(config: ModelConfig, num_classes: int, image_size: int) -> Any:
@@ -299,19 +205,6 @@ def create_network(config: ModelConfig, num_classes: int, image_size: int) -> An
     channels = network.pretrained_cfg["input_size"][0]
     network.pretrained_cfg = {**network.pretrained_cfg, "input_size": (channels, image_size, image_size)}
     return network
-
-
-def check_gives_features(network: Any, architecture: str) -> None:
-    """Checks that a network gives one feature an image.
-
-    Raises:
-        ValueError: of one that segments.
-    """
-    if isinstance(network, SemanticFPN):
-        raise ValueError(
-            f"model.architecture: expected a network with one feature an image, got {architecture}, which gives one a "
-            "pixel; choose another, or task: supervised with target: mask"
-        )
 
 
 def _network_arguments(config: ModelConfig, image_size: int) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""How models are judged: evaluators take a predict function and yield named values, and know no model family."""
+"""Evaluation of models: a task loops over images, and feeds metrics; `grouping-zoo eval` and training run the same."""

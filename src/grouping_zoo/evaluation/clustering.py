@@ -1,9 +1,9 @@
-"""Segments for models that have none, and those that colour alone gives: what a grouping has to beat.
+"""Baseline segments: clusters of a model's dense features, and superpixels merged by color.
 
 Shape legend: B images, D feature width, (h, w) feature map, (H, W) image, S segments.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from grouping_zoo.evaluation.retrieval import Segments
 
 @torch.no_grad()
 def dense_features(model: Any, images: Tensor, **inputs: Tensor) -> Tensor:
-    """The last, normalised feature map of a timm model: images (B, C, H, W) -> (B, D, h, w).
+    """Return the last, normalised feature map of a timm model: images (B, C, H, W) -> (B, D, h, w).
 
     Args:
         model: timm's, or of its kind.
@@ -32,41 +32,12 @@ def dense_features(model: Any, images: Tensor, **inputs: Tensor) -> Tensor:
     return maps[-1]
 
 
-def fit_kmeans(feature_maps: Iterable[Tensor], clusters: int, seed: int = 0) -> MiniBatchKMeans:
-    """K-means over the cells of a whole set, batch by batch in one pass.
-
-    Args:
-        feature_maps: batches (B, D, h, w); the first one has at least as many cells as there are clusters.
-        clusters: how many.
-        seed: of the first centroids.
-
-    Returns:
-        the fitted clusters, for `kmeans_segments`.
-
-    Raises:
-        ValueError: if there are no features, or too few in the first batch.
-    """
-    kmeans = None
-    for maps in feature_maps:
-        cells = _unit_cells(maps).reshape(-1, maps.shape[1])
-        if kmeans is None:
-            if not 1 <= clusters <= len(cells):
-                raise ValueError(f"clusters: expected 1 to the {len(cells)} cells of the first batch, got {clusters}")
-            kmeans = MiniBatchKMeans(clusters, random_state=seed, n_init=3)
-        kmeans.partial_fit(cells)
-    if kmeans is None:
-        raise ValueError("feature_maps: expected at least one batch, got none; is the split empty?")
-    return kmeans
-
-
-def kmeans_segments(
-    features: Tensor, clusters: int | MiniBatchKMeans, size: tuple[int, int] | None = None, seed: int = 0
-) -> Segments:
-    """Segments as clusters of feature directions.
+def kmeans_segments(features: Tensor, clusters: int, size: tuple[int, int] | None = None, seed: int = 0) -> Segments:
+    """Cluster the directions of each image's features.
 
     Args:
         features: (B, D, h, w); resize them first for segments finer than their cells.
-        clusters: how many to find in each image on its own, or those of the set from `fit_kmeans`.
+        clusters: how many to find in each image.
         size: (H, W) of the labels; the features' own if omitted. Pixels take the label of the nearest cell.
         seed: of the first centroids.
 
@@ -76,15 +47,12 @@ def kmeans_segments(
     Raises:
         ValueError: for less than one cluster.
     """
-    if isinstance(clusters, int) and clusters < 1:
+    if clusters < 1:
         raise ValueError(f"clusters: expected at least 1, got {clusters}")
-    cells = _unit_cells(features)  # (B, h * w, D)
-    if isinstance(clusters, int):
-        number = min(clusters, cells.shape[1])
-        found = [MiniBatchKMeans(number, random_state=seed, n_init=3).fit_predict(image) for image in cells]
-    else:
-        number = clusters.n_clusters
-        found = [clusters.predict(image) for image in cells]
+    # Directions of the features: (B, h * w, D).
+    cells = F.normalize(features.detach().float().flatten(2).transpose(1, 2), dim=-1).cpu().numpy()
+    number = min(clusters, cells.shape[1])
+    found = [MiniBatchKMeans(number, random_state=seed, n_init=3).fit_predict(image) for image in cells]
     labels = torch.from_numpy(np.stack(found)).to(features.device, torch.int64)  # (B, h * w)
     member = F.one_hot(labels, number).to(features.dtype).transpose(1, 2)  # (B, S, h * w)
     means = member @ features.flatten(2).transpose(1, 2) / member.sum(dim=2, keepdim=True).clamp(min=1)
@@ -94,8 +62,8 @@ def kmeans_segments(
     return Segments(maps, means)
 
 
-def merge_by_colour(images: Tensor, superpixels: Tensor, regions: Sequence[int]) -> list[Tensor]:
-    """Merges neighbouring superpixels of the most similar mean colour in CIELAB, by Ward's criterion.
+def merge_by_color(images: Tensor, superpixels: Tensor, regions: Sequence[int]) -> list[Tensor]:
+    """Merge neighbouring superpixels of the most similar mean color in CIELAB, by Ward's criterion.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -122,34 +90,29 @@ def merge_by_colour(images: Tensor, superpixels: Tensor, regions: Sequence[int])
     for image, labels in zip(images.permute(0, 2, 3, 1).cpu().numpy(), superpixels.cpu().numpy(), strict=True):
         number, flat = np.unique(labels, return_inverse=True)
         own = flat.reshape(labels.shape)  # from 0 without gaps
-        colours = _mean_colours(image, own, len(number))
+        colors = _mean_colors(image, own, len(number))
         neighbours = _adjacency(own, len(number))
         for level, wanted in zip(levels, regions, strict=True):
             merged = np.arange(len(number))
             if wanted < len(number):
                 # The full tree even for one level: a tree that stops early would be cut otherwise.
                 tree = AgglomerativeClustering(wanted, connectivity=neighbours, compute_full_tree=True)
-                merged = tree.fit_predict(colours)
+                merged = tree.fit_predict(colors)
             level.append(torch.from_numpy(merged[own].astype(np.int64)))
     return [torch.stack(level) for level in levels]
 
 
-def _mean_colours(image: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
-    """Mean of each segment in CIELAB: (H, W, 3) uint8, (H, W) -> (S, 3)."""
+def _mean_colors(image: np.ndarray, labels: np.ndarray, number: int) -> np.ndarray:
+    """Return the mean of each segment in CIELAB: (H, W, 3) uint8, (H, W) -> (S, 3)."""
     channels = rgb2lab(image).reshape(-1, 3).T
     sums = np.stack([np.bincount(labels.ravel(), weights=channel, minlength=number) for channel in channels], axis=1)
     return sums / np.bincount(labels.ravel(), minlength=number)[:, None]
 
 
 def _adjacency(labels: np.ndarray, number: int) -> coo_matrix:
-    """(S, S) symmetric: which segments share an edge between pixels."""
+    """Return an (S, S) symmetric matrix: which segments share an edge between pixels."""
     across = np.stack([labels[:, :-1].ravel(), labels[:, 1:].ravel()])
     down = np.stack([labels[:-1].ravel(), labels[1:].ravel()])
     one, other = np.unique(np.concatenate([across, down], axis=1), axis=1)
     rows, columns = np.concatenate([one, other]), np.concatenate([other, one])
     return coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(number, number))
-
-
-def _unit_cells(features: Tensor) -> np.ndarray:
-    """Directions of the features: (B, D, h, w) -> (B, h * w, D) float32."""
-    return F.normalize(features.detach().float().flatten(2).transpose(1, 2), dim=-1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a network knows of pixels: a head on its frozen dense features, or the whole network, trained on masks.
+"""Pixel classification learned from masks: a head on its frozen dense features, or the whole network, trained on masks.
 
 Shape legend: N images, B of a batch, D feature width, (h, w) feature map, (H, W) mask, K classes.
 """
@@ -19,7 +19,7 @@ from grouping_zoo.data.sampling import EndlessSampler
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """How the classes of pixels are learned.
+    """Settings of how the classes of pixels are learned.
 
     Args:
         head: "linear", one 1x1 convolution, or "two-layer", two of them with a ReLU between, on the frozen network's
@@ -33,10 +33,10 @@ class TransferSettings:
         momentum: of SGD.
         weight_decay: of all that is trained.
         image_size: side of the images that the protocol is for; None for any.
-        crop_scale: smallest and largest share of an image that a view shows in which the network is trained; frozen
+        crop_scale: smallest and largest fraction of an image that a view shows in which the network is trained; frozen
             features are those of one fixed view.
         train_args: arguments of the network in training.
-        test_args: likewise when it is judged.
+        test_args: likewise when it is evaluated.
 
     Raises:
         ValueError: for a setting out of its range.
@@ -72,7 +72,7 @@ class TransferSettings:
 _CAST_CLUSTERS = {"num_clusters": (320, 160, 80, 40)}
 
 DENSE_TRANSFERS = {
-    # Judges a nano in seconds: more updates gain nothing, a second layer up to 2.5 points of mean IoU.
+    # Evaluates a nano in seconds: more updates gain nothing, a second layer up to 2.5 points of mean IoU.
     "scenes": TransferSettings(head="linear", steps=200, batch_size=8, learning_rate=0.3),
     # CAST, appendix A.9, after Van Gansbeke et al. (2021). The paper is silent on the momentum, the random views beside
     # the crop size, and on whether VOC's additional training masks are used; clusters as in the official code.
@@ -103,7 +103,7 @@ DENSE_TRANSFERS = {
 
 @torch.no_grad()
 def level_features(model: Any, images: Tensor, levels: int, **inputs: Tensor) -> Tensor:
-    """The last levels' normalised feature maps side by side, each interpolated to the size of the largest.
+    """Return the last levels' normalised feature maps side by side, each interpolated to the size of the largest.
 
     Args:
         model: timm's, or of its kind.
@@ -131,28 +131,26 @@ class DenseHead(nn.Module):
 
     Args:
         mean: of each channel over the training set, (D,); it is subtracted first.
-        deviation: likewise; then each channel is divided by it.
+        std: standard deviation likewise; then each channel is divided by it.
         num_classes: K.
         hidden: put another 1x1 convolution D -> D and a ReLU in front.
         seed: of the initial weights; the global random state is left alone.
     """
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
-    def __init__(
-        self, mean: Tensor, deviation: Tensor, num_classes: int, *, hidden: bool = False, seed: int = 0
-    ) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, num_classes: int, *, hidden: bool = False, seed: int = 0) -> None:
         super().__init__()
         self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("deviation", deviation.clamp(min=1e-6)[:, None, None])
+        self.register_buffer("std", std.clamp(min=1e-6)[:, None, None])
         width, generator = len(mean), torch.Generator().manual_seed(seed)
         first: list[nn.Module] = [_convolution(width, width, generator), nn.ReLU()] if hidden else []
         self.layers = nn.Sequential(*first, _convolution(width, num_classes, generator))
 
     def forward(self, features: Tensor) -> Tensor:
         """See the class."""
-        return self.layers((features - self.mean) / self.deviation)
+        return self.layers((features - self.mean) / self.std)
 
 
 def train_head(
@@ -166,7 +164,7 @@ def train_head(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> DenseHead:
-    """A head on dense features that stay as they are.
+    """Train a head on dense features that stay as they are.
 
     Args:
         features: (N, D, h, w).
@@ -193,8 +191,8 @@ def train_head(
             f"and {tuple(masks.shape)}"
         )
     _check_masks(masks, num_classes, ignore_index)
-    deviation, mean = torch.std_mean(features, dim=(0, 2, 3), correction=0)
-    head = DenseHead(mean, deviation, num_classes, hidden=settings.head == "two-layer", seed=seed).to(device)
+    std, mean = torch.std_mean(features, dim=(0, 2, 3), correction=0)
+    head = DenseHead(mean, std, num_classes, hidden=settings.head == "two-layer", seed=seed).to(device)
 
     def predictions() -> Iterator[tuple[Tensor, Tensor]]:
         for keys in EndlessSampler(len(features), settings.batch_size, seed):
@@ -214,7 +212,7 @@ def train_on_masks(
     ignore_index: int | None = None,
     progress: bool = False,
 ) -> None:
-    """Updates what of a module is to be trained by the cross-entropy of pixels.
+    """Update what of a module is to be trained by the cross-entropy of pixels.
 
     Args:
         predictions: without end, the module's logits (B, K, h, w) of a batch, made when they are asked for, so that
@@ -254,7 +252,7 @@ def train_on_masks(
 
 
 def pixel_cross_entropy(logits: Tensor, masks: Tensor, ignore_index: int | None = None) -> Tensor:
-    """Mean cross-entropy of the pixels that count, 0 where there are none.
+    """Return the mean cross-entropy of the pixels that count, 0 where there are none.
 
     Args:
         logits: (B, K, h, w), interpolated to the masks' size.
@@ -268,14 +266,14 @@ def pixel_cross_entropy(logits: Tensor, masks: Tensor, ignore_index: int | None 
 
 
 def resized(maps: Tensor, size: Iterable[int]) -> Tensor:
-    """Maps (B, K, h, w) at another size."""
+    """Interpolate maps (B, K, h, w) to another size."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def _convolution(width: int, outputs: int, generator: torch.Generator) -> nn.Conv2d:
-    """A 1x1 convolution that starts as PyTorch's own do, but that the generator draws it."""
+    """Make a 1x1 convolution that starts as PyTorch's own do, but that the generator draws it."""
     layer = nn.utils.skip_init(nn.Conv2d, width, outputs, 1)
     nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
     nn.init.zeros_(layer.bias)

@@ -1,10 +1,10 @@
-"""Features that were computed once: kept in a folder, found again by weights, data and preprocessing."""
+"""A cache of image features in a folder, keyed by weights, data and preprocessing."""
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +14,56 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
-def cached_features(
-    folder: Path,
-    compute: Callable[[], dict[str, Tensor]],
-    *,
-    model: nn.Module,
-    data: Mapping[str, Any],
-    preprocessing: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """Reads the tensors that `compute` once gave for the same key, or computes and keeps them.
+class FeatureCache:
+    """A folder of tensors, one file FEATURES_KEY.safetensors a key (see `feature_key`), each of which may be deleted.
 
     Args:
-        folder: of the cache; made if missing. One file a key, FEATURES_KEY.safetensors, which may be deleted any time.
-        compute: the tensors, e.g. features (N, D) and labels (N,).
+        folder: made with the first `put`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """Return what is kept under a key, on the CPU; None if nothing is.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        path = self._path(key)
+        if not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"feature cache: {path} is damaged ({error}); delete it") from error
+
+    def put(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors under a key."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Under its name only when complete: an interrupted run, or another at the same time, leaves no half file.
+        with tempfile.TemporaryDirectory(dir=self.folder) as unfinished:
+            path = Path(unfinished) / self._path(key).name
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+            os.replace(path, self._path(key))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"features_{key}.safetensors"
+
+
+def feature_key(model: nn.Module, data: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> str:
+    """Return a name for features, which changes with any weight, setting, or description.
+
+    Args:
         model: whose features they are.
         data: everything that the images depend on: source, split, length, seed; for files also their
             `folder_fingerprint`. Values of JSON.
         preprocessing: everything that is done to the images, and arguments of the model: size, crop, mean, number of
             groups. Values of JSON.
 
-    Returns:
-        the tensors, on the CPU.
-
     Raises:
-        ValueError: if a description is not of JSON values, or a kept file is damaged.
+        ValueError: if a description is not of JSON values.
     """
-    path = folder / f"features_{feature_key(model, data, preprocessing)}.safetensors"
-    if path.exists():
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(f"feature cache: {path} is damaged ({error}); delete it") from error
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    # Under its name only when complete: an interrupted run, or another at the same time, leaves no half file.
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        save_file(tensors, Path(unfinished) / path.name)
-        os.replace(Path(unfinished) / path.name, path)
-    return tensors
-
-
-def feature_key(model: nn.Module, data: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> str:
-    """A name for features, which changes with any weight, setting, or description; see `cached_features`."""
     try:
         description = json.dumps([data, preprocessing], sort_keys=True)
     except TypeError as error:
@@ -71,7 +79,7 @@ def feature_key(model: nn.Module, data: Mapping[str, Any], preprocessing: Mappin
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """A name for the files in a folder and below, which changes with their names, sizes and times of change.
+    """Return a name for the files in a folder and below, which changes with their names, sizes and times of change.
 
     Raises:
         FileNotFoundError: if there is no such folder.

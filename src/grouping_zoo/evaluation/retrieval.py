@@ -6,15 +6,13 @@ Sharma (2023), section 5.4.1, Eq. 50, 51: the mean of the nearest segments' soft
 Shape legend: B images, S segments, D feature width, L classes, (H, W) image.
 """
 
-from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from grouping_zoo.evaluation.recognition import nearest_by_cosine
+from grouping_zoo.evaluation.knn import nearest_by_cosine
 
 
 class Segments(NamedTuple):
@@ -25,13 +23,12 @@ class Segments(NamedTuple):
 
 
 class SegmentRetrieval:
-    """A segmentation to be fitted to labelled images: give it to `evaluate_segmentation` or `evaluate_boundaries`.
+    """A classifier of segments by the labelled segments of training images.
 
     Args:
-        find_segments: images (B, C, H, W) -> their segments.
         num_classes: L.
         neighbours: how many training segments decide.
-        soft: whether a training segment stands for its classes by their share of its pixels (Eq. 50), instead of for
+        soft: whether a training segment stands for its classes by their fraction of its pixels (Eq. 50), instead of for
             the one that most of its pixels have.
         max_per_class: keep only the first so many training segments of each class; the thesis keeps 1000.
         ignore_index: true label of pixels that do not count.
@@ -42,7 +39,6 @@ class SegmentRetrieval:
 
     def __init__(
         self,
-        find_segments: Callable[[Tensor], Segments],
         num_classes: int,
         *,
         neighbours: int = 20,
@@ -54,61 +50,63 @@ class SegmentRetrieval:
             raise ValueError(f"neighbours, num_classes: expected at least 1, got {neighbours} and {num_classes}")
         if max_per_class is not None and max_per_class < 1:
             raise ValueError(f"max_per_class: expected at least 1, or None for all, got {max_per_class}")
-        self.find_segments = find_segments
         self.num_classes = num_classes
         self.neighbours = neighbours
         self.soft = soft
         self.max_per_class = max_per_class
         self.ignore_index = ignore_index
-        self.features = torch.empty(0, 0)  # (N, D)
-        self.classes = torch.empty(0, num_classes)  # (N, L), rows sum to 1
+        self._kept = torch.zeros(num_classes, dtype=torch.int64)
+        self._features: list[Tensor] = []  # each (n, D)
+        self._classes: list[Tensor] = []  # each (n, L), rows sum to 1
 
-    @torch.no_grad()
-    def fit(self, batches: Iterable[tuple[Tensor, Tensor]], progress: bool = False) -> "SegmentRetrieval":
-        """Collects the labelled segments of the training images, in place of those collected before.
+    def update(self, segments: Segments, truth: Tensor) -> None:
+        """Keep the labelled segments of training images.
 
         Args:
-            batches: pairs of images and true labels (B, H, W).
-            progress: show a progress bar.
+            segments: of B images.
+            truth: true labels (B, H, W).
 
         Raises:
-            ValueError: if there is no labelled segment, or labels or shapes do not fit.
+            ValueError: if labels or shapes do not fit.
         """
-        features, classes = [], []
-        kept = torch.zeros(self.num_classes, dtype=torch.int64)
-        for images, truth in tqdm(batches, desc="segments", unit="batch", disable=not progress, leave=False):
-            segments = self.find_segments(images)
-            shares = self.class_shares(segments.labels.cpu(), truth.cpu(), segments.features.shape[1])  # (B, S, L)
-            wanted = shares.sum(dim=2) > 0  # (B, S): has a labelled pixel
-            some, some_features = shares[wanted], segments.features.float().cpu()[wanted]
-            majority = F.one_hot(some.argmax(dim=1), self.num_classes)  # (n, L)
-            if self.max_per_class is not None:
-                within = ((majority.cumsum(dim=0) + kept) * majority).sum(dim=1) <= self.max_per_class
-                some, some_features, majority = some[within], some_features[within], majority[within]
-                kept += majority.sum(dim=0)
-            features.append(some_features)
-            classes.append(some if self.soft else majority.float())
-        if not sum(map(len, features)):
-            raise ValueError("training set: expected at least one labelled segment, got none; is the split empty?")
-        self.features, self.classes = torch.cat(features), torch.cat(classes)
-        return self
+        fractions = self.class_fractions(segments, truth)  # (B, S, L)
+        wanted = fractions.sum(dim=2) > 0  # (B, S): has a labelled pixel
+        some, features = fractions[wanted], segments.features.float().cpu()[wanted]
+        majority = F.one_hot(some.argmax(dim=1), self.num_classes)  # (n, L)
+        if self.max_per_class is not None:
+            within = ((majority.cumsum(dim=0) + self._kept) * majority).sum(dim=1) <= self.max_per_class
+            some, features, majority = some[within], features[within], majority[within]
+            self._kept += majority.sum(dim=0)
+        self._features.append(features)
+        self._classes.append(some if self.soft else majority.float())
 
-    def class_shares(self, labels: Tensor, truth: Tensor, num_segments: int) -> Tensor:
-        """Share of each class among the labelled pixels of each segment.
+    def bank(self) -> tuple[Tensor, Tensor]:
+        """Return features (N, D) and classes (N, L) of the training segments.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not sum(map(len, self._features)):
+            raise ValueError("training set: expected at least one labelled segment, got none; is the split empty?")
+        # Joined once, however often it is asked for.
+        self._features, self._classes = [torch.cat(self._features)], [torch.cat(self._classes)]
+        return self._features[0], self._classes[0]
+
+    def class_fractions(self, segments: Segments, truth: Tensor) -> Tensor:
+        """Return the fraction of each class among the labelled pixels of each segment.
 
         Args:
-            labels: (B, H, W) int64.
-            truth: (B, H, W).
-            num_segments: S.
+            segments: of B images.
+            truth: true labels (B, H, W).
 
         Returns:
             (B, S, L) float32; rows sum to 1, or to 0 for a segment without labelled pixel.
         """
+        labels, truth, num_segments = segments.labels.cpu(), truth.cpu().long(), segments.features.shape[1]
         if labels.shape != truth.shape:
             raise ValueError(
-                f"find_segments: expected labels of the truth's shape {tuple(truth.shape)}, got {tuple(labels.shape)}"
+                f"segments: expected labels of the truth's shape {tuple(truth.shape)}, got {tuple(labels.shape)}"
             )
-        truth = truth.long()
         valid = torch.ones_like(truth, dtype=torch.bool) if self.ignore_index is None else truth != self.ignore_index
         known = truth[valid]
         if len(known) and (int(known.min()) < 0 or int(known.max()) >= self.num_classes):
@@ -122,27 +120,15 @@ class SegmentRetrieval:
         counts = counts.view(len(labels), num_segments, self.num_classes)
         return counts / counts.sum(dim=2, keepdim=True).clamp(min=1)
 
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, H, W) int64 class of each pixel.
+    def classify(self, segments: Segments, neighbours: int | None = None) -> Tensor:
+        """Return the class of each pixel, (B, H, W) int64, by so many training segments in place of the usual number.
 
         Raises:
-            ValueError: before `fit`.
+            ValueError: before any `update`.
         """
-        segments = self.find_segments(images)
-        winner = self.segment_classes(segments.features, self.neighbours)
+        features, classes = self.bank()
+        queries = segments.features.to(features.device)
+        _, nearest = nearest_by_cosine(features, queries.flatten(0, 1), neighbours or self.neighbours)  # (B * S, k)
+        winner = classes[nearest].mean(dim=1).argmax(dim=1).view(queries.shape[:2])  # (B, S)
         labels = segments.labels.to(winner.device)
         return winner.gather(1, labels.flatten(1)).view(labels.shape)
-
-    @torch.no_grad()
-    def segment_classes(self, features: Tensor, neighbours: int) -> Tensor:
-        """The class of each segment by so many training segments: (B, S, D) -> (B, S) int64.
-
-        Raises:
-            ValueError: before `fit`.
-        """
-        if not len(self.features):
-            raise ValueError("SegmentRetrieval: expected training segments, got none; call `fit` first")
-        queries = features.to(self.features.device)
-        _, nearest = nearest_by_cosine(self.features, queries.flatten(0, 1), neighbours)  # (B * S, k)
-        return self.classes[nearest].mean(dim=1).argmax(dim=1).view(queries.shape[:2])

@@ -1,0 +1,53 @@
+"""Recipes of version 0.1.0, whose `evaluation:` section had other keys for each task.
+
+| then | now |
+|---|---|
+| dino, moco_v3: `test_images`, `train_images` | `tasks: [knn]`, `images`, `train_images` |
+| dino, moco_v3: `neighbours`, `temperature` | gone: `knn` has 20 neighbours, and logs other numbers of them too |
+| supervised: `images` | `tasks: [top1]`, or `[segmentation]` with `target: mask` |
+| image_text: `images` | `tasks: [zero-shot-cls, zero-shot-seg, hierarchy]`, `data: scenes` or `digits` |
+| image_text: all other keys | section `zero_shot:` |
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+GONE = ("test_images", "neighbours", "temperature")
+ZERO_SHOT = (
+    "class_names",
+    "templates",
+    "background_threshold",
+    "top_classes",
+    "masks",
+    "background_similarity",
+    "multi_label_scale",
+)
+
+
+def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the `evaluation:` section of a recipe where it names no tasks; another one is left as it is."""
+    old = settings.get("evaluation")
+    if not isinstance(old, Mapping) or "tasks" in old or "base" in settings:  # there were no bases
+        return dict(settings)
+    data = settings.get("data") or {}
+    kept = {key: value for key, value in old.items() if key not in (*GONE, *ZERO_SHOT) and value is not None}
+    images = kept.pop("images", 0) or old.get("test_images", 0)
+    if not kept.get("train_images", 1):
+        del kept["train_images"]
+    if images:
+        kept |= {"tasks": _tasks(settings), "images": images}
+    if data.get("split"):
+        kept.setdefault("train_split", data["split"])
+    if settings.get("task") != "image_text":
+        return {**settings, "evaluation": kept}
+    kept.setdefault("data", "digits" if data.get("objects") == "digits" else "scenes")
+    zero_shot = {key: old[key] for key in ZERO_SHOT if key in old}
+    return {**settings, "evaluation": kept, "zero_shot": zero_shot}
+
+
+def _tasks(settings: Mapping[str, Any]) -> list[str]:
+    if settings.get("task") == "image_text":
+        return ["zero-shot-cls", "zero-shot-seg", "hierarchy"]
+    if settings.get("task") == "supervised":
+        return ["segmentation" if settings.get("target") == "mask" else "top1"]
+    return ["knn"]
