@@ -211,7 +211,7 @@ class NamedSegmentation(Segmentation):
 
     @property
     def _groups_seen(self) -> int:
-        return np.count_nonzero(np.bincount(self.group_map.ravel()))
+        return int(np.count_nonzero(np.bincount(self.group_map.ravel())))
 
     def _label_map(self) -> np.ndarray:
         return self.class_map
