@@ -6,6 +6,7 @@ Importing the package registers its models with both libraries.
 import importlib
 from typing import Any
 
+from grouping_zoo import start_up  # noqa: F401  # isort: skip  # before the imports that take long
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.cast import (
     CASTBackbone,

@@ -214,13 +214,6 @@ def test_fault_of_the_program_keeps_its_traceback() -> None:
         raise KeyError("bug")
 
 
-def test_only_the_first_process_reports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(SystemExit), report_user_errors():
-        raise ValueError("a")
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize(
     "arguments", [[], ["--resume", "perhaps"], ["no-such-recipe"], ["none.yaml"], ["FILE", "run.stesp=3"]]
 )

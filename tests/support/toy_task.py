@@ -80,14 +80,44 @@ class ToyObjective(nn.Module):
 
 
 class ToyDataset(Dataset[Any]):
-    """Map-style; TOY_DELAY seconds a sample make a run long enough to be killed."""
+    """Map-style; TOY_DELAY seconds a sample make a run long enough to be killed.
+
+    TOY_FAULT="RANK:FAULT" has the loading fail in the second epoch of that process: see `FAULTS`.
+    """
 
     def __len__(self) -> int:
         return 50
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
         time.sleep(float(os.environ.get("TOY_DELAY", "0")))
+        rank, _, fault = os.environ.get("TOY_FAULT", "").partition(":")
+        if fault and key.epoch == 1 and rank == os.environ.get("RANK", "0"):
+            FAULTS[fault]()
         return sample(key.epoch, key.index)
+
+
+def _unreadable() -> None:
+    raise ValueError("pictures/cat: expected an image,\ngot none; replace it")
+
+
+def _undecodable() -> None:
+    b"caption \xe9".decode()
+
+
+def _programming_mistake() -> None:
+    raise KeyError("forgotten")
+
+
+def _out_of_memory() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {
+    "unreadable": _unreadable,
+    "undecodable": _undecodable,
+    "mistake": _programming_mistake,
+    "memory": _out_of_memory,
+}
 
 
 class ToyStream(IterableDataset[Any]):
@@ -118,7 +148,8 @@ class ToyTask:
         self.objective = ToyObjective(ToyNetwork(recipe.toy.noisy), recipe.toy.fail_at, recipe.toy.fail_on_rank)
         self.dataset: Dataset[Any] = ToyStream() if recipe.toy.streaming else ToyDataset()
 
-    def collate(self, samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    @staticmethod
+    def collate(samples: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         return {"x": torch.stack([x for x, _ in samples]), "y": torch.stack([y for _, y in samples])}
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -204,6 +235,15 @@ def start(recipe: ToyRecipe, *, processes: int = 1, **environment: str) -> subpr
     )
 
 
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a process has written something."""
+    deadline = time.monotonic() + 240
+    while not (path.exists() and path.stat().st_size):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def _die_while_writing_state(number: int) -> None:
     """Has the process killed, as by kill -9, when all files of its n-th state lie there, short of the renaming."""
     replace, calls = training_state.os.replace, 0
@@ -221,6 +261,8 @@ def _die_while_writing_state(number: int) -> None:
 
 if __name__ == "__main__":
     recipe_module.TASKS.update(TASKS)
+    if "START_METHOD" in os.environ:
+        torch.multiprocessing.set_start_method(os.environ["START_METHOD"])
     if "DIE_WHILE_WRITING_STATE" in os.environ:
         _die_while_writing_state(int(os.environ["DIE_WHILE_WRITING_STATE"]))
     from grouping_zoo.engine.__main__ import main
