@@ -1,7 +1,8 @@
 """Optimizer and learning rate schedule, both timm's."""
 
+from collections.abc import Collection
 from fnmatch import fnmatch
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import timm.optim
 import timm.scheduler
@@ -13,8 +14,26 @@ from torch import nn
 from grouping_zoo.engine.recipe import OptimizerConfig, ScheduleConfig
 
 
+@runtime_checkable
+class ExemptsFromWeightDecay(Protocol):
+    """Network that names parameters without weight decay, as timm's do."""
+
+    def no_weight_decay(self) -> Collection[str]:
+        """Names, or patterns of names, within the network."""
+        ...
+
+
+@runtime_checkable
+class HasLayers(Protocol):
+    """Network that tells its parameters' layers, as timm's do."""
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns of names, see `timm.models.group_with_matcher`."""
+        ...
+
+
 def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """An optimizer over everything in the objective that is to be trained.
+    """Make an optimizer over everything in the objective that is to be trained.
 
     Raises:
         ValueError: if nothing is to be trained, or layer decay finds no layers.
@@ -29,7 +48,7 @@ def build_optimizer(objective: nn.Module, config: OptimizerConfig) -> torch.opti
 
 
 def parameter_groups(objective: nn.Module, weight_decay: float, layer_decay: float | None) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by learning rate factor and weight decay.
+    """Group the trainable parameters by learning rate factor and weight decay.
 
     Biases, one-dimensional parameters and those that `no_weight_decay()` of one of the objective's networks names do
     not decay. Layer decay counts for the networks that are built like `objective.model`: the trained one may be another
@@ -40,7 +59,12 @@ def parameter_groups(objective: nn.Module, weight_decay: float, layer_decay: flo
     """
     network: Any = objective.model
     parts: list[tuple[str, Any]] = list(objective.named_children())
-    exempt = [f"{part}.{name}" for part, module in parts for name in getattr(module, "no_weight_decay", set)()]
+    exempt = [
+        f"{part}.{name}"
+        for part, module in parts
+        if isinstance(module, ExemptsFromWeightDecay)
+        for name in module.no_weight_decay()
+    ]
     scales: dict[str, float] = {}
     if layer_decay is not None:
         of_network = layer_scales(network, layer_decay)
@@ -65,10 +89,10 @@ def layer_scales(network: nn.Module, layer_decay: float) -> dict[str, float]:
     tower keeps the full rate.
     """
     children = dict(network.named_children())
-    towers = {"": network} if hasattr(network, "group_matcher") else children
+    towers = {"": network} if isinstance(network, HasLayers) else children
     scales: dict[str, float] = {}
     for prefix, tower in towers.items():
-        if not hasattr(tower, "group_matcher"):
+        if not isinstance(tower, HasLayers):
             continue
         layers = group_parameters(tower, tower.group_matcher(coarse=False), reverse=True)
         top = max(layers.values())
@@ -81,7 +105,7 @@ def layer_scales(network: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: ScheduleConfig, steps: int) -> Scheduler:
-    """A schedule that `scheduler.step_update(step)` sets before the update of that number, counted from 0."""
+    """Make a schedule that `scheduler.step_update(step)` sets before the update of that number, counted from 0."""
     decay_steps, decay_rate = config.decay_steps or 1, config.decay_rate
     if config.name == "exponential":
         decay_steps, decay_rate = 1, decay_rate ** (1 / decay_steps)
