@@ -1,3 +1,7 @@
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +13,7 @@ from grouping_zoo.engine import cpu_launch
 from grouping_zoo.engine.__main__ import main
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.training_state import latest_state
-from toy_task import log_lines, start, state_tensors, toy_recipe
+from toy_task import log_lines, start, state_tensors, subprocess_environment, toy_recipe, wait_for
 
 
 def test_two_processes_equal_one_on_the_joint_batch(tmp_path: Path) -> None:
@@ -48,6 +52,60 @@ def test_one_process_with_a_non_finite_loss_stops_all(tmp_path: Path) -> None:
     state = latest_state(tmp_path / "run")
     assert state is not None
     assert state.name == "step-00000004"
+
+
+def test_the_reason_of_a_later_process_worker_is_told_once(tmp_path: Path) -> None:
+    recipe = toy_recipe(tmp_path / "run", num_workers=1)
+    process = start(recipe, processes=2, TOY_FAULT="1:unreadable")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+        "error: pictures/cat: expected an image, got none; replace it"
+    ]
+    assert "gloo" not in errors
+
+
+def test_the_processes_of_a_killed_launcher_stop_with_their_state_saved(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = start(toy_recipe(output, save_every=20, num_workers=1), processes=2, TOY_DELAY="0.1")
+    wait_for(output / "log.jsonl", process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while (output / "run.lock").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    state = latest_state(output)
+    assert state is not None
+    assert state.name < "step-00000020"
+    assert not (output / "checkpoint").exists()
+
+
+LAUNCH = """
+import os, signal, subprocess, sys, time
+from grouping_zoo.engine import cpu_launch
+from torch.distributed.elastic.multiprocessing import SignalException
+
+def torchrun(arguments):
+    def end(number, frame):
+        raise SignalException("", signal.Signals(number))
+    signal.signal(signal.SIGTERM, end)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+
+cpu_launch.torchrun = torchrun
+cpu_launch.launch(2, [])
+"""
+
+
+def test_a_launch_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> None:
+    script = tmp_path / "launch.py"
+    script.write_text(LAUNCH)
+    # The shell is in accelerate's place: killed, it passes nothing on.
+    shell = ["sh", "-c", f"{sys.executable} {script}; true"]
+    process = subprocess.Popen(shell, env=subprocess_environment(), stderr=subprocess.PIPE, text=True)
+    assert process.communicate(timeout=60)[1] == ""  # which the launch held open
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_accelerate_launch_on_the_cpu_starts_as_many_processes_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,25 +1,40 @@
+import contextlib
 import json
 import math
 import multiprocessing
+import os
 import signal
 import threading
+import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from grouping_zoo.data.sampling import EndlessSampler, SampleKey
-from grouping_zoo.engine import loop
+from grouping_zoo.engine import loop, stop_request
 from grouping_zoo.engine.loader import EndlessLoader
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.optimization import build_optimizer, build_scheduler, parameter_groups
 from grouping_zoo.engine.recipe import OptimizerConfig, ScheduleConfig
-from grouping_zoo.engine.stop_request import StopRequest
-from grouping_zoo.engine.training_state import latest_state, read_tree, write_tree
-from toy_task import ToyDataset, ToyNetwork, ToyObjective, ToyRecipe, ToyTask, log_lines, state_tensors, toy_recipe
+from grouping_zoo.engine.stop_request import StopRequest, signals_blocked
+from grouping_zoo.engine.training_state import DIGESTS_NAME, latest_state, read_tree, write_tree
+from toy_task import (
+    ToyDataset,
+    ToyNetwork,
+    ToyObjective,
+    ToyRecipe,
+    ToyTask,
+    log_lines,
+    sample,
+    state_tensors,
+    toy_recipe,
+)
 
 
 def weights(output_dir: Path) -> dict[str, torch.Tensor]:
@@ -173,7 +188,8 @@ def test_outputs_of_a_run(tmp_path: Path) -> None:
 
 def test_no_pickle_is_written(tmp_path: Path) -> None:
     train(toy_recipe(tmp_path / "run", {"streaming": True}), progress_bar=False)
-    suffixes = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != DIGESTS_NAME]
+    suffixes = {path.suffix for path in files}
     assert suffixes == {".safetensors", ".json", ".jsonl", ".yaml"}
 
 
@@ -307,3 +323,94 @@ def test_workers_end_with_the_run(tmp_path: Path) -> None:
         # Even while the error, and with it the frames of the run, is still held.
         assert error.value is not None
         assert multiprocessing.active_children() == []
+
+
+def test_undefined_metrics_are_null_in_the_log_and_left_out_of_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToyTask, "evaluate", lambda self, model: {"iou": math.nan, "error": 0.5})
+    metrics = train(toy_recipe(tmp_path / "run", steps=4, tracker="tensorboard"), progress_bar=False)
+    assert math.isnan(metrics["iou"])
+    last = log_lines(tmp_path / "run")[-1]
+    assert (last["validation/iou"], last["validation/error"]) == (None, 0.5)
+    assert json.loads((tmp_path / "run" / "checkpoint" / "metrics.json").read_text()) == {"error": 0.5}
+
+
+class NoFloat64(TorchDispatchMode):
+    """A device without float64, such as Apple's: any tensor of it is an error."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            assert not (isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.float64, torch.complex128)), (
+                function
+            )
+        return result
+
+
+def test_the_engine_makes_no_float64(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError), NoFloat64():
+        torch.zeros(1, dtype=torch.float64)
+    recipe = toy_recipe(tmp_path / "run", validate_every=5, accumulation_steps=2)
+    recipe.optimizer = OptimizerConfig(clip_grad_norm=1.0, layer_decay=0.5)
+    with NoFloat64():
+        train(recipe, progress_bar=False)
+    assert log_lines(tmp_path / "run")[-1]["step"] == 20
+
+
+def test_stop_request_leaves_a_hangup_that_nohup_ignores() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_stop_request_notes_the_death_of_a_launcher_but_not_of_a_shell(
+    launched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    stop = StopRequest()
+    assert not stop.requested
+    monkeypatch.setattr(stop_request.os, "getppid", lambda: 1)
+    assert stop.requested == launched
+
+
+def test_blocked_signals_arrive_afterwards() -> None:
+    with StopRequest() as stop:
+        with signals_blocked():
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            assert not stop.requested
+        assert stop.requested
+
+
+def test_a_progress_bar_survives_a_closed_error_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        os.close(reader)
+        train(toy_recipe(tmp_path / "run", steps=4, log_every=1), progress_bar=True)
+        monkeypatch.undo()
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)
+    assert (tmp_path / "run" / "checkpoint").is_dir()
+
+
+def test_workers_that_hang_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(self: ToyDataset, key: SampleKey) -> Any:
+        time.sleep(3600 if key.epoch else 0)
+        return sample(key.epoch, key.index)
+
+    monkeypatch.setattr(ToyDataset, "__getitem__", hang)
+    recipe = toy_recipe(tmp_path / "run", {"fail_at": 3}, num_workers=1)
+    with pytest.raises(FloatingPointError):
+        train(recipe, progress_bar=False)
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert multiprocessing.active_children() == []

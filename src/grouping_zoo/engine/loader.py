@@ -1,7 +1,12 @@
-"""Endless batches of a task's data set, resumable exactly."""
+"""Endless batches of a task's data set, exactly resumable."""
 
+import multiprocessing
 import signal
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -10,11 +15,12 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from grouping_zoo.data.sampling import EndlessSampler
 from grouping_zoo.engine.recipe import RunConfig
+from grouping_zoo.engine.stop_request import signals_blocked
 from grouping_zoo.engine.task import Task
 
 
 class EndlessLoader:
-    """An iterator over this process' micro-batches, without end; leaving it as a context ends its workers.
+    """Iterator over this process' micro-batches, without end; leaving it as a context ends its workers.
 
     For map-style data the order depends on the seed and the step alone. A stream goes on from the position that it
     noted, which also depends on the number of processes and workers.
@@ -43,15 +49,16 @@ class EndlessLoader:
             "num_workers": config.num_workers,
             "collate_fn": task.collate,
             "pin_memory": pin_memory,
-            "worker_init_fn": _leave_interrupts_to_the_trainer,
+            "worker_init_fn": _ignore_interrupts,
             # The loader's own generator, lest it draws from the global one, whose state the noise depends on.
             "generator": torch.Generator().manual_seed(config.seed),
         }
+        self.workers: set[BaseProcess] = set()
         self.stream: StatefulDataLoader | None = None
         self.batches: Iterator[Any] = iter(())
 
     def start(self, step: int, state: dict[str, Any] | None = None) -> None:
-        """Goes to the first batch of update `step`; a stream does so by its `state_dict()` of then."""
+        """Go to the first batch of update `step`; a stream does so by its `state_dict()` of then."""
         if isinstance(self.task.dataset, IterableDataset):
             self.batches = self._read_stream(state)
             return
@@ -63,23 +70,40 @@ class EndlessLoader:
             self.world_size,
             step * self.config.accumulation_steps,
         )
-        self.batches = iter(DataLoader(self.task.dataset, batch_sampler=sampler, **self.options))
+        with self.starting_workers():
+            self.batches = iter(DataLoader(self.task.dataset, batch_sampler=sampler, **self.options))
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        return next(self.batches)
+        try:
+            return next(self.batches)
+        except BaseException as error:
+            # The frames of its traceback would keep the iterator, and so the workers, beyond this loader.
+            raise error.with_traceback(None)  # noqa: B904
 
     def __enter__(self) -> "EndlessLoader":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        # The last references to the workers, which end with them.
+        # The last references to the iterators, which end their workers, all but those that hang.
         self.stream, self.batches = None, iter(())
+        _kill(self.workers)
+
+    @contextmanager
+    def starting_workers(self) -> Iterator[None]:
+        """Have the loader processes that start inside outlive signals to the process group, but not this loader.
+
+        The trainer needs them until it has saved its state, after Ctrl-C as after a SIGTERM to the group.
+        """
+        before = set(multiprocessing.active_children())
+        with signals_blocked():
+            yield
+        self.workers.update(set(multiprocessing.active_children()) - before)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The stream's position after the batch read last; None for map-style data, whose step says it all."""
+        """Position of the stream after the batch read last; None for map-style data, whose step says it all."""
         if self.stream is None:
             return None
         return {"num_workers": self.config.num_workers, "position": self.stream.state_dict()}
@@ -101,24 +125,44 @@ class EndlessLoader:
                 )
             stream.load_state_dict(state["position"])
         self.stream = stream
-        return _repeat(stream, may_be_at_its_end=state is not None)
+        return self._repeat(stream, may_be_at_its_end=state is not None)
+
+    def _repeat(self, stream: StatefulDataLoader, may_be_at_its_end: bool) -> Iterator[Any]:
+        while True:
+            empty = True
+            with self.starting_workers():
+                batches = iter(stream)
+            for batch in batches:
+                empty = False
+                yield batch
+            if empty and not may_be_at_its_end:
+                raise ValueError(
+                    "data: expected a stream with at least one batch for every process and worker, got none; "
+                    "lower run.batch_size or run.num_workers, or check the source"
+                )
+            may_be_at_its_end = False
 
 
-def _repeat(stream: StatefulDataLoader, may_be_at_its_end: bool) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in stream:
-            empty = False
-            yield batch
-        if empty and not may_be_at_its_end:
-            raise ValueError(
-                "data: expected a stream with at least one batch for every process and worker, got none; "
-                "lower run.batch_size or run.num_workers, or check the source"
-            )
-        may_be_at_its_end = False
-
-
-def _leave_interrupts_to_the_trainer(worker_id: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the trainer needs its workers until it has saved its state."""
+def _ignore_interrupts(worker_id: int) -> None:
+    """Leave Ctrl-C to the trainer, also where signals cannot be blocked (Windows)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    """End processes that may hang, and that an iterator may still count on."""
+    if alive := [worker for worker in workers if worker.is_alive()]:
+        with _deaths_unwatched():
+            for worker in alive:
+                worker.kill()
+                worker.join()
+
+
+@contextmanager
+def _deaths_unwatched() -> Iterator[None]:
+    """Keep torch's handler, which raises when a worker is killed, from being called."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, handler)

@@ -1,77 +1,104 @@
 """The training loop: from a recipe to a checkpoint, on one process or many, interrupted or not."""
 
 import copy
+import itertools
+import logging
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, send_to_device, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    broadcast,
+    broadcast_object_list,
+    send_to_device,
+    set_seed,
+)
+from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.utils.data import IterableDataset
 
+from grouping_zoo.engine.atomic_folder import delete, replaced_folder, restore_folder
 from grouping_zoo.engine.cpu_launch import started_alone_by_accelerate
 from grouping_zoo.engine.loader import EndlessLoader
-from grouping_zoo.engine.log import TrainingLog
+from grouping_zoo.engine.log import TrainingLog, finite_or_none
 from grouping_zoo.engine.optimization import build_optimizer, build_scheduler
+from grouping_zoo.engine.output_lock import locked
+from grouping_zoo.engine.progress import open_bar
 from grouping_zoo.engine.recipe import Recipe, RunConfig, recipe_settings, save_recipe
 from grouping_zoo.engine.stop_request import StopRequest
-from grouping_zoo.engine.training_state import latest_state, load_state, remove_leftovers, save_state
+from grouping_zoo.engine.task import Fingerprinted, Task
+from grouping_zoo.engine.training_state import (
+    delete_states,
+    latest_sound_state,
+    latest_state,
+    load_state,
+    remove_leftovers,
+    save_state,
+    saved_states,
+)
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, progress_bar: bool = True) -> dict[str, float]:
-    """Trains, evaluates and exports.
+    """Train, evaluate and export.
 
     Writes into `recipe.run.output_dir`: `recipe.yaml` (resolved), `log.jsonl`, `state/` (see `training_state`) and, at
-    the end, `checkpoint/`. On the CPU an interrupted and resumed run ends bit for bit like an uninterrupted one.
+    the end, `checkpoint/`. On the CPU an interrupted and resumed run ends bit for bit like an uninterrupted one. The
+    folder is locked meanwhile.
 
     Args:
-        recipe: what to train.
+        recipe: settings of the run.
         progress_bar: show one, on the first process.
 
     Returns:
-        metrics of the final evaluation.
+        metrics of the final evaluation; NaN where one is undefined.
 
     Raises:
-        ValueError: if the recipe contradicts itself, the processes, or the state that is to be resumed.
+        ValueError: if the recipe contradicts itself, the processes, or the state that is to be resumed; if another
+            training uses the folder, or all states in it are damaged.
         FloatingPointError: on a loss or gradient that is not finite, before it reaches the weights; the last training
             state stays.
-        KeyboardInterrupt: on SIGINT or SIGTERM, after the update under way and with its state saved.
+        OSError: if something cannot be written; the last training state stays.
+        KeyboardInterrupt: on SIGINT, SIGTERM, SIGHUP or the death of the launcher, after the update under way and with
+            its state saved.
     """
-    training = _Training(recipe)
+    stop = StopRequest()
     run = recipe.run
-    training.start()
-    bar = tqdm(
-        total=run.steps,
-        initial=training.step,
-        unit="step",
-        disable=not (progress_bar and training.accelerator.is_main_process),
-    )
-    metrics = None
-    clock = _Clock()
-    with training.loader, StopRequest() as stop, bar:
-        while training.step < run.steps:
-            values, stopping = training.update(clock, stop.requested)
-            metrics = training.evaluate() if training.is_due(run.validate_every) else None
-            shown = training.record(values, metrics, clock)
-            bar.update()
-            if shown:
-                bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
-            if stopping or training.is_due(run.save_every):
-                training.save()
-            if stopping and training.step < run.steps:
-                raise KeyboardInterrupt
-    # A run resumed after its last update has not evaluated yet.
-    metrics = training.evaluate() if metrics is None else metrics
-    training.export(metrics)
-    training.accelerator.end_training()
+    accelerator = _accelerator(run)
+    set_seed(run.seed)
+    task = recipe.build()
+    with locked(Path(run.output_dir)) if accelerator.is_main_process else nullcontext():
+        training = _Training(recipe, task, accelerator)
+        training.start()
+        metrics = None
+        clock = _Clock()
+        bar = open_bar(run.steps, training.step, progress_bar and accelerator.is_main_process)
+        with training.loader, stop, bar:
+            while training.step < run.steps:
+                values, stopping = training.update(clock, stop.requested)
+                metrics = training.evaluate() if training.is_due(run.validate_every) else None
+                shown = training.record(values, metrics, clock)
+                if stopping or training.is_due(run.save_every):
+                    training.save()
+                bar.update()
+                if shown:
+                    bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()})
+                if stopping and training.step < run.steps:
+                    raise KeyboardInterrupt
+            # A run resumed after its last update has not evaluated yet.
+            metrics = training.evaluate() if metrics is None else metrics
+            training.export(metrics)
+        accelerator.end_training()
     return metrics
 
 
@@ -86,7 +113,7 @@ class _Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the time inside as time spent waiting for data."""
+        """Count the time inside as time spent waiting for data."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start
@@ -97,88 +124,97 @@ class _Clock:
 
 
 class _Training:
-    """All that changes during a run, and how."""
+    """All that changes during a run."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, task: Task, accelerator: Accelerator) -> None:
         run = recipe.run
-        self.recipe = recipe
+        self.recipe, self.task, self.accelerator = recipe, task, accelerator
         self.output_dir = Path(run.output_dir)
-        self.accelerator = _accelerator(run)
         self.resumed_from = self._state_to_resume()
-        set_seed(run.seed)
-        self.task = recipe.build()
         if run.init_from is not None and self.resumed_from is None:
             self.task.load_weights(run.init_from)
-        self.module = self.task.objective
-        if self.accelerator.device.type == "cuda" and self.accelerator.num_processes > 1:
-            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
-        self.optimizer = build_optimizer(self.module, recipe.optimizer)
-        self.scheduler = build_scheduler(self.optimizer, recipe.schedule, run.steps)
-        self.objective, self.stepper = self.accelerator.prepare(self.module, self.optimizer)
-        self.network: Any = self.module.model
-        self.ema = None if run.ema_decay is None else ModelEmaV3(self.network, decay=run.ema_decay)
+        self.objective = task.objective
+        if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
+            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
+        optimizer = build_optimizer(self.objective, recipe.optimizer)
+        self.scheduler = build_scheduler(optimizer, recipe.schedule, run.steps)
+        self.prepared_objective, self.optimizer = accelerator.prepare(self.objective, optimizer)
+        self.model: Any = self.objective.model
+        self.ema = None if run.ema_decay is None else ModelEmaV3(self.model, decay=run.ema_decay)
         self.loader = EndlessLoader(
-            self.task,
+            task,
             run,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-            pin_memory=self.accelerator.device.type == "cuda",
+            accelerator.process_index,
+            accelerator.num_processes,
+            pin_memory=accelerator.device.type == "cuda",
         )
+        self.data = _describe_data(task)
         self.step = 0
 
     def start(self) -> None:
-        """Loads the state to resume, opens the loader and the log."""
+        """Load the state to resume, open the loader and the log."""
         run = self.recipe.run
         # From here on each process has noise of its own.
         set_seed(run.seed, device_specific=True)
         stream = self._load(self.resumed_from) if self.resumed_from else None
         self.loader.start(self.step, stream)
         if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(self.output_dir)
-            save_recipe(self.recipe, self.output_dir / "recipe.yaml")
+            self._clean_up()
+            written = self.output_dir / "recipe.yaml"
+            writing = written.with_suffix(".writing")
+            save_recipe(self.recipe, writing)
+            os.replace(writing, written)
             self.log = TrainingLog(self.output_dir / "log.jsonl", self.step)
         if run.tracker is not None:
             # What a killed run logged after its last state is cut from the curves, as from the log.
             self.accelerator.init_trackers("tracker", init_kwargs={run.tracker: {"purge_step": self.step + 1}})
         self.accelerator.wait_for_everyone()
 
+    def _clean_up(self) -> None:
+        """Delete what killed processes left half written, and the damaged states after the resumed one."""
+        remove_leftovers(self.output_dir)
+        restore_folder(self.output_dir / "checkpoint")
+        for name in ("recipe.writing", "log.writing"):
+            delete(self.output_dir / name)
+        newest_first = reversed(saved_states(self.output_dir))
+        delete_states(list(itertools.takewhile(lambda state: state != self.resumed_from, newest_first)))
+
     def is_due(self, every: int | None) -> bool:
-        """Whether something done every n steps, and at the end, is to be done after this step."""
+        """Return whether something done every n steps, and at the end, is to be done after this step."""
         return self.step == self.recipe.run.steps or (every is not None and self.step % every == 0)
 
     def update(self, clock: _Clock, stop_requested: bool) -> tuple[dict[str, float], bool]:
-        """One update of the weights.
+        """Update the weights once.
 
         Returns:
             values to log, equal on all processes; and whether any process was asked to stop.
         """
         accelerator, run = self.accelerator, self.recipe.run
         self.scheduler.step_update(self.step)
-        parts: list[dict[str, Tensor]] = []
+        micro_batches: list[dict[str, Tensor]] = []
         for _ in range(run.accumulation_steps):
             with clock.waiting():
                 batch = next(self.loader)
-            with accelerator.accumulate(self.objective):
-                losses = self.objective(send_to_device(batch, accelerator.device, non_blocking=True))
+            with accelerator.accumulate(self.prepared_objective):
+                losses = self.prepared_objective(send_to_device(batch, accelerator.device, non_blocking=True))
                 accelerator.backward(losses["loss"])
-            parts.append({name: value.detach() for name, value in losses.items()})
-        values, stopping = self._agree(parts, stop_requested)
+            micro_batches.append({name: value.detach() for name, value in losses.items()})
+        values, stopping = self._agree(micro_batches, stop_requested)
         self._require_finite("loss", values["loss"])
         max_norm = self.recipe.optimizer.clip_grad_norm or math.inf
-        norm = accelerator.clip_grad_norm_(self.module.parameters(), max_norm)
+        norm = accelerator.clip_grad_norm_(self.objective.parameters(), max_norm)
         values["grad_norm"] = float(norm)
         if accelerator.scaler is None:
             # The fp16 scaler skips such updates itself, and lowers its scale.
             self._require_finite("gradient norm", values["grad_norm"])
         values["learning_rate"] = max(group["lr"] for group in self.optimizer.param_groups)
-        self.stepper.step()
-        self.stepper.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
         self.step += 1
         clock.steps += 1
-        self.module.after_step(self.step / run.steps)
+        self.objective.after_step(self.step / run.steps)
         if self.ema is not None:
-            self.ema.update(self.network)
+            self.ema.update(self.model)
         return values, stopping
 
     def evaluate(self) -> dict[str, float]:
@@ -190,11 +226,11 @@ class _Training:
         if self.accelerator.num_processes > 1:
             model = copy.deepcopy(model)
             broadcast(list(model.state_dict().values()))
-        with _evaluation(model, self.accelerator.device):
+        with _evaluation(model, self.accelerator.device), self.loader.starting_workers():
             return self.task.evaluate(model)
 
     def record(self, values: dict[str, float], metrics: dict[str, float] | None, clock: _Clock) -> dict[str, float]:
-        """Logs what is due at this step, and returns the training values if they are."""
+        """Log what is due at this step, and return the training values if they are."""
         run = self.recipe.run
         shown = {**values, **clock.values(run.batch_size)} if self.is_due(run.log_every) else {}
         logged = shown | {f"validation/{name}": value for name, value in (metrics or {}).items()}
@@ -207,11 +243,12 @@ class _Training:
         return shown
 
     def save(self) -> None:
-        """Writes the training state."""
+        """Write the training state."""
         scaler, device = self.accelerator.scaler, self.accelerator.device
         shared = {
             "recipe": recipe_settings(self.recipe),
-            "objective": self.module.state_dict(),
+            "data": self.data,
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.module.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -225,39 +262,53 @@ class _Training:
         save_state(self.output_dir, self.step, shared, own, keep, self.accelerator)
 
     def export(self, metrics: dict[str, float]) -> None:
-        """Writes the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all, without metrics that are undefined."""
         if self.accelerator.is_main_process:
             folder = self.output_dir / "checkpoint"
-            writing, old = self.output_dir / ".checkpoint.writing", self.output_dir / ".checkpoint.old"
-            for leftover in (writing, old):
-                shutil.rmtree(leftover, ignore_errors=True)
-            writing.mkdir()
             model = self._published()
-            with _evaluation(model, self.accelerator.device):
-                self.task.export(model, writing, metrics)
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(writing, folder)
-            shutil.rmtree(old, ignore_errors=True)
+            defined = {name: value for name, value in finite_or_none(metrics).items() if value is not None}
+            try:
+                with replaced_folder(folder) as writing, _evaluation(model, self.accelerator.device):
+                    self.task.export(model, writing, defined)
+            except (OSError, SafetensorError) as error:
+                raise OSError(
+                    f"checkpoint: {folder} cannot be written ({error}); make room or rights and start again, the "
+                    f"trained weights are in {latest_state(self.output_dir)}"
+                ) from None
         self.accelerator.wait_for_everyone()
 
     def _published(self) -> nn.Module:
-        return self.network if self.ema is None else self.ema.module
+        return self.model if self.ema is None else self.ema.module
 
     def _state_to_resume(self) -> Path | None:
-        state = latest_state(self.output_dir)
-        if state is not None and self.recipe.run.resume == "never":
-            raise ValueError(
-                f"run.resume: expected auto, as {state} holds a training state, got never; "
-                f"use run.resume=auto or another run.output_dir"
-            )
-        return state
+        """The newest sound training state, the same on all processes, as the first one chooses it."""
+        states: list[Path | None] = [None]
+        if self.accelerator.is_main_process:
+            newest = latest_state(self.output_dir)
+            if newest is not None and self.recipe.run.resume == "never":
+                raise ValueError(
+                    f"run.resume: expected auto, as {newest} holds a training state, got never; "
+                    f"use run.resume=auto or another run.output_dir"
+                )
+            states = [latest_sound_state(self.output_dir)]
+        return broadcast_object_list(states)[0]
 
     def _load(self, folder: Path) -> dict[str, Any] | None:
-        """Restores everything but the stream, whose position it returns."""
-        shared, own = load_state(folder, self.recipe, self.accelerator)
+        """Restore everything but the stream, whose position is returned."""
+        try:
+            shared, own = load_state(folder, self.recipe, self.accelerator)
+            return self._restore(shared, own)
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"training state: expected {folder} to fit the recipe's network, which it does not: "
+                f"{' '.join(str(error).split())[:300]}; delete that folder"
+            ) from None
+
+    def _restore(self, shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any] | None:
+        if self.accelerator.is_main_process:
+            _warn_of_other_data(shared.get("data"), self.data)
         self.step = shared["step"]
-        self.module.load_state_dict(shared["objective"])
+        self.objective.load_state_dict(shared["objective"])
         self.optimizer.load_state_dict(shared["optimizer"])
         if self.ema is not None:
             self.ema.module.load_state_dict(shared["ema"])
@@ -268,10 +319,10 @@ class _Training:
             torch.cuda.set_rng_state(own["random_cuda"], self.accelerator.device)
         return own["stream"]
 
-    def _agree(self, parts: list[dict[str, Tensor]], stop_requested: bool) -> tuple[dict[str, float], bool]:
+    def _agree(self, losses: list[dict[str, Tensor]], stop_requested: bool) -> tuple[dict[str, float], bool]:
         """Means over micro-batches and processes, in one exchange; one process' NaN or stop becomes everyone's."""
-        names = list(parts[0])
-        means = torch.stack([torch.stack([part[name].float() for part in parts]).mean() for name in names])
+        names = list(losses[0])
+        means = torch.stack([torch.stack([values[name].float() for values in losses]).mean() for name in names])
         stop = torch.full((1,), float(stop_requested), device=means.device)
         *values, stopping = self.accelerator.reduce(torch.cat([means, stop]), reduction="mean").tolist()
         return dict(zip(names, values, strict=True)), stopping > 0
@@ -283,6 +334,27 @@ class _Training:
                 f"{name}: expected a finite number, got {value} at step {self.step + 1}; the weights were not updated, "
                 f"the last training state is {state or 'none yet'}; lower optimizer.learning_rate, raise "
                 f"schedule.warmup_steps, set optimizer.clip_grad_norm, or use run.mixed_precision=bf16 in place of fp16"
+            )
+
+
+def _describe_data(task: Task) -> dict[str, Any]:
+    """Summary of the data, to notice on resume that they changed."""
+    dataset = task.dataset
+    return {
+        "samples": len(dataset) if isinstance(dataset, Sized) and not isinstance(dataset, IterableDataset) else None,
+        "fingerprint": dataset.fingerprint() if isinstance(dataset, Fingerprinted) else None,
+    }
+
+
+def _warn_of_other_data(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    for name, value in (before or {}).items():
+        if value is not None and now.get(name) not in (None, value):
+            logger.warning(
+                "data: %s was %s when the run was interrupted, and is %s now; it goes on with other data than it began "
+                "with",
+                name,
+                value,
+                now[name],
             )
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.utils.data import Dataset
 
 
 class Task(Protocol):
-    """An objective, its data, and what is done with the trained network.
+    """Objective, data, evaluation and export of a training.
 
     Attributes:
         objective: `objective(batch) -> {"loss": scalar, ...}` with `.model`, the network that is averaged, evaluated
@@ -29,14 +29,23 @@ class Task(Protocol):
         """Metrics of a network that is in evaluation mode.
 
         Called on every process at once with the same weights, which may share the work; the first process' result is
-        recorded.
+        recorded. A metric that is undefined is NaN: null in the log, and left out of the checkpoint.
         """
         ...
 
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
-        """Writes the checkpoint into an empty folder. Called on the first process alone."""
+        """Write the checkpoint into an empty folder. Called on the first process alone."""
         ...
 
     def load_weights(self, source: str) -> None:
-        """Starts the network from the weights of the checkpoint folder or name `source` (`run.init_from`)."""
+        """Start the network from the weights of the checkpoint folder or name `source` (`run.init_from`)."""
+        ...
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """Data set that can tell whether its samples are still the same; the loop warns on resume if they are not."""
+
+    def fingerprint(self) -> str:
+        """Digest of what is cheap to list, such as the names and sizes of the files."""
         ...
