@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -356,6 +357,38 @@ def test_the_engine_makes_no_float64(tmp_path: Path) -> None:
     with NoFloat64():
         train(recipe, progress_bar=False)
     assert log_lines(tmp_path / "run")[-1]["step"] == 20
+
+
+class BatchNormNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.norm_act = BatchNormAct2d(4, act_layer=nn.ReLU)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.norm_act(self.conv(x)))
+
+
+def test_synchronized_batch_norms_compute_the_same_and_keep_their_activations() -> None:
+    torch.manual_seed(0)
+    objective = nn.Module()
+    objective.model = BatchNormNetwork()
+    objective.teacher = nn.Sequential(BatchNormNetwork()).eval().requires_grad_(False)
+    x = torch.randn(8, 3, 5, 5)
+    objective.model(x)  # moves the averages
+    parameters = dict(objective.named_parameters())
+    before, objective.model.training = objective.model.eval()(x), True
+    objective.train()
+    objective.teacher.eval()
+    loop.synchronize_batch_norms(objective)
+    synchronized = [name for name, module in objective.named_modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert synchronized == ["model.norm_act", "model.norm"]
+    assert objective.model.training
+    torch.testing.assert_close(objective.model.eval()(x), before, rtol=0, atol=0)
+    assert objective.model.norm_act(-torch.ones(1, 4, 1, 1)).min() == 0
+    # The parameters are the same ones, under the same names.
+    assert all(value is parameters[name] for name, value in objective.named_parameters())
 
 
 def test_stop_request_leaves_a_hangup_that_nohup_ignores() -> None:

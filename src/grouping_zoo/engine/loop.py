@@ -22,8 +22,10 @@ from accelerate.utils import (
     set_seed,
 )
 from safetensors import SafetensorError
+from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import IterableDataset
 
 from grouping_zoo.engine.atomic_folder import delete, replaced_folder, restore_folder
@@ -135,7 +137,7 @@ class _Training:
             self.task.load_weights(run.init_from)
         self.objective = task.objective
         if accelerator.device.type == "cuda" and accelerator.num_processes > 1:
-            self.objective = nn.SyncBatchNorm.convert_sync_batchnorm(self.objective)
+            synchronize_batch_norms(self.objective)
         optimizer = build_optimizer(self.objective, recipe.optimizer)
         self.scheduler = build_scheduler(optimizer, recipe.schedule, run.steps)
         self.prepared_objective, self.optimizer = accelerator.prepare(self.objective, optimizer)
@@ -335,6 +337,14 @@ class _Training:
                 f"the last training state is {state or 'none yet'}; lower optimizer.learning_rate, raise "
                 f"schedule.warmup_steps, set optimizer.clip_grad_norm, or use run.mixed_precision=bf16 in place of fp16"
             )
+
+
+def synchronize_batch_norms(objective: nn.Module) -> None:
+    """Have batch norms in training share their statistics between processes; frozen teachers share none."""
+    for name, part in list(objective.named_children()):
+        if any(module.training for module in part.modules() if isinstance(module, _BatchNorm)):
+            # timm's, as torch's drops the activations of timm's layers of norm and activation.
+            objective.add_module(name, convert_sync_batchnorm(part))
 
 
 def _describe_data(task: Task) -> dict[str, Any]:
