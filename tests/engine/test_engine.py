@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
 
 from grouping_zoo.data.sampling import EndlessSampler, SampleKey
 from grouping_zoo.engine import loop, stop_request
@@ -447,3 +448,22 @@ def test_workers_that_hang_end_with_the_run(tmp_path: Path, monkeypatch: pytest.
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert multiprocessing.active_children() == []
+
+
+class BlockedSignals(Dataset[int]):
+    """Tells how many of the stop signals the process that reads it has blocked."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> int:
+        return len(signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(stop_request.STOP_SIGNALS))
+
+
+def test_workers_of_an_evaluation_outlive_signals_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def evaluate(self: ToyTask, model: nn.Module) -> dict[str, float]:
+        return {"blocked": float(next(iter(DataLoader(BlockedSignals(), num_workers=1))))}
+
+    monkeypatch.setattr(ToyTask, "evaluate", evaluate)
+    assert train(toy_recipe(tmp_path / "run", steps=4), progress_bar=False) == {"blocked": 3.0}
+    assert BlockedSignals()[0] == 0
