@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from grouping_zoo import Grouping
-from grouping_zoo.inference.group_photo import MIN_SIDE, PhotoGrouper
+from grouping_zoo.inference.group_photo import PhotoGrouper
+from grouping_zoo.inference.resizing import MIN_SIDE
 from grouping_zoo.inference.result import GroupSegmentation, Origin
 from groupings import Stripes, grouping_of
 

@@ -7,11 +7,10 @@ import torch
 from PIL import Image
 
 from grouping_zoo.inference.photos import network_input
-from grouping_zoo.inference.resizing import network_size
+from grouping_zoo.inference.resizing import MIN_SIDE, network_size
 from grouping_zoo.inference.result import GroupSegmentation, Origin
 from grouping_zoo.models.family import GroupingNetwork
 
-MIN_SIDE = 32  # that the network sees of a photo: neither superpixels nor convolutions make sense of less
 MAX_PIXELS = 1_000_000  # that the network sees of a photo: what bounds the memory for superpixels and their pooling
 MAX_NUMBER = 4096  # of groups of each head, ...: more fit neither a figure nor, with a photo's many tokens, the memory
 

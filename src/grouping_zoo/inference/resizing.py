@@ -10,6 +10,7 @@ from torch import Tensor
 
 from grouping_zoo.viz.contact_sheet import FIGURE_SIDE
 
+MIN_SIDE = 32  # of a photo for the network in pixels: neither superpixels nor convolutions make sense of less
 MAX_ASPECT = 8  # the network sees longer photos smaller
 
 

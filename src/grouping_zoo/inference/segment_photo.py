@@ -8,7 +8,7 @@ from PIL import Image
 
 from grouping_zoo.data.tokenization import make_tokenize
 from grouping_zoo.inference.photos import network_input
-from grouping_zoo.inference.resizing import argmax_resized, network_size
+from grouping_zoo.inference.resizing import MIN_SIDE, argmax_resized, network_size
 from grouping_zoo.inference.result import NamedSegmentation, Origin
 from grouping_zoo.inference.zero_shot import ZeroShotSegmenter, class_embeddings, prompt_templates, segmenter_settings
 from grouping_zoo.label_maps import resize_labels
@@ -36,7 +36,10 @@ class TextSegmenter:
     def __init__(
         self, model: Any, processor: Any, class_names: Sequence[str], size: int, overrides: dict[str, Any]
     ) -> None:
-        self.patch_size: int = model.model.vision.feature_info[0]["reduction"]
+        vision = model.model.vision
+        self.patch_size: int = vision.feature_info[-1]["reduction"]
+        # Very long photos are widened for what the network takes beside the pixels: superpixels of a line are none.
+        self.min_side = MIN_SIDE if vision.input_names else 1
         if size < self.patch_size:
             raise ValueError(
                 f"size: expected at least the model's patch of {self.patch_size} pixels, got {size}; raise size"
@@ -57,7 +60,8 @@ class TextSegmenter:
         Raises:
             ValueError: if the network would have to look at too many patches at once.
         """
-        size = network_size(photo.size, self.size)
+        width, height = (max(side, self.min_side) for side in network_size(photo.size, self.size))
+        size = (width, height)
         self._check_tokens(size)
         preview, _, tensors = network_input(photo, size, self.image_processor, self.segmenter.text.device)
         found = self.segmenter.segment(**tensors)

@@ -1,7 +1,8 @@
+"""`grouping-zoo segment` with models that have text."""
+
 import io
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -14,11 +15,8 @@ import torch
 from PIL import Image
 
 from command import THRESHOLD, Result, Run, mistake, photo, record, unusual_images
-from grouping_zoo import ZooGroupViTModel
 from grouping_zoo.data import images
 from grouping_zoo.data.scenes import CLASSES, Scenes
-from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
-from grouping_zoo.version import __version__
 
 FILES = ("_groups.png", "_overlay.png", "_labels.png", ".json")
 
@@ -451,104 +449,3 @@ def test_a_model_that_cannot_do_it_is_refused(run: Run, tmp_path: Path, monkeypa
     )
     mistake(run("segment", tmp_path / "photo.png"), "makes no groups", "grouping-zoo list")
     mistake(run("eval", "groupvit_nano_scenes"), "got a Linear", "grouping-zoo list")
-
-
-@pytest.mark.parametrize("words", [["segmnt"], ["--nothing"], ["info"], ["eval"], ["train", "no_such_recipe"]])
-def test_wrong_commands(run: Run, words: list[str]) -> None:
-    mistake(run(*words))
-
-
-# --- list, info, eval, train ----------------------------------------------------------------------------------------
-
-
-def test_list_names_architectures_with_their_size(run: Run) -> None:
-    result = run("list")
-    assert result.code == 0
-    (line,) = [line for line in result.out.splitlines() if "groupvit_small_patch16_224" in line]
-    assert "28.8 M parameters, 224x224 pixels" in line
-
-
-def test_list_names_packaged_checkpoints_with_their_classes(
-    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("grouping_zoo.hf.checkpoint_folder.PACKAGED", checkpoint.parent)
-    assert "tiny " in run("list").out
-    assert "groupvit_nano_patch4_64; 8 classes: ball, box" in run("list").out
-    assert run("info", "tiny").code == 0
-    mistake(run("info", "tinny"), "did you mean 'tiny'?")
-
-
-def test_info_describes_a_checkpoint_so_that_it_can_be_opened(run: Run, checkpoint: Path) -> None:
-    result = run("info", checkpoint)
-    assert (result.code, result.err) == (0, "")
-    rows = dict(line.split("  ", 1) for line in result.out.splitlines())
-    described = {key.strip(): value.strip() for key, value in rows.items()}
-    assert described["groups"] == "256 tokens -> 6"
-    assert described["classes"] == ", ".join(CLASSES)
-    assert described["threshold"] == str(THRESHOLD)
-    assert "figures" not in described, "its card states none"
-    model = ZooGroupViTModel.from_pretrained(checkpoint)
-    assert described["parameters"].startswith(f"{model.num_parameters():,}: vision ")
-    opened = {}
-    for door in ("timm", "transformers"):
-        scope: dict[str, Any] = {}
-        *statements, expression = described[door].split("; ")
-        exec("; ".join(statements), scope)
-        opened[door] = eval(expression, scope)
-    image = torch.zeros(1, 3, 64, 64)
-    torch.testing.assert_close(opened["timm"].eval()(image), opened["transformers"].model.vision(image))
-
-
-@pytest.mark.parametrize("name", packaged_checkpoints())
-def test_what_info_says_of_a_packaged_checkpoint_opens_it_with_its_head(name: str, run: Run) -> None:
-    lines = dict(line.split("  ", 1) for line in run("info", name).out.splitlines())
-    described = {key.strip(): value.strip() for key, value in lines.items()}
-    for door in ("timm", "transformers"):
-        scope: dict[str, Any] = {}
-        *statements, expression = described[door].split("; ")
-        exec("; ".join(statements), scope)
-        opened = eval(expression, scope)
-        if "none" not in described["classes"] and door == "transformers" and not name.startswith("groupvit"):
-            assert ", ".join(opened.config.id2label.values()) == described["classes"]
-
-
-def test_info_describes_an_architecture_without_weights(run: Run) -> None:
-    result = run("info", "groupvit_small_patch16_224")
-    assert result.code == 0
-    assert "28,837,136" in result.out
-    assert "196 tokens -> 64 -> 8" in result.out
-    assert "none in the package" in result.out
-
-
-def test_train_has_its_own_help(run: Run) -> None:
-    result = run("train", "--help")
-    assert result.code == 0
-    assert "recipe" in result.out
-
-
-def test_it_runs_as_a_module_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["grouping-zoo", "--version"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_module("grouping_zoo.cli", run_name="__main__")
-    assert end.value.code == 0
-    assert capsys.readouterr().out.strip() == __version__
-
-
-@pytest.mark.parametrize("words", [["list"], ["--version"]])
-def test_the_command_starts_without_what_it_does_not_need(words: list[str]) -> None:
-    script = (
-        "import sys, contextlib; from grouping_zoo.cli import main\n"
-        f"with contextlib.suppress(SystemExit): main({words})\n"
-        "unneeded = {'matplotlib', 'torchmetrics', 'datasets', 'skimage', 'sklearn'}\n"
-        "unneeded |= {f'grouping_zoo.{room}' for room in ('viz', 'evaluation', 'inference', 'engine')}\n"
-        "print(*unneeded & set(sys.modules))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert result.stderr == ""
-    assert result.stdout.splitlines()[-1] == ""

@@ -217,33 +217,6 @@ def test_attention_of_tokens_is_a_picture_of_its_own(run: Run, tmp_path: Path, m
     mistake(segment(run, Looking(), tmp_path, monkeypatch, "--head", 1), "head", "has no such setting; leave it out")
 
 
-# --- info -----------------------------------------------------------------------------------------------------------
-
-
-def test_info_of_a_model_without_text(run: Run, cast: Path) -> None:
-    result = run("info", cast)
-    assert (result.code, result.err) == (0, "")
-    described = {key: value.strip() for key, value in (line.split("  ", 1) for line in result.out.splitlines())}
-    assert described["architecture"] == "cast_nano"
-    assert described["input"].startswith("64x64 pixels")
-    assert described["groups"] == "64 tokens -> 32 -> 16 -> 8 -> 4"
-    assert described["figures"] == "knn accuracy 41.25, region covering 0.5"
-    assert described["classes"].startswith("none")
-    assert described["command line"] == f"grouping-zoo segment photo.jpg --model {cast}"
-    parameters = sum(p.numel() for p in timm.create_model(f"local-dir:{cast}").parameters())
-    assert described["parameters"] == f"{parameters:,}"
-
-
-def test_info_names_the_classes_of_a_head(run: Run, tmp_path: Path) -> None:
-    network = timm.create_model("cast_nano", embed_dim=32, depths=(1, 1, 1, 1), num_classes=40).eval()
-    publish(network, tmp_path / "many", "# many\n", class_names=[f"class {number}" for number in range(40)])
-    result = run("info", tmp_path / "many")
-    assert result.code == 0
-    (line,) = [line for line in result.out.splitlines() if line.startswith("classes")]
-    assert "class 0, class 1, " in line
-    assert line.endswith("class 29, ... (40)")
-
-
 def test_eval_refuses_what_is_for_models_with_text(run: Run, cast: Path) -> None:
     mistake(run("eval", cast, "--task", "zero-shot-seg"), "zero-shot-seg does not fit", "choose from knn, linear")
     mistake(run("eval", cast, "--threshold", 0.5), "--threshold", "is for models with text")
