@@ -28,8 +28,8 @@ COMMANDS = {
     "info": Command("grouping_zoo.cli.info", "Describe a checkpoint or an architecture."),
     "segment": Command("grouping_zoo.cli.segment", "Group the pixels of photos, and label them by text."),
     "train": Command("grouping_zoo.engine.__main__", "Train by a recipe; see `grouping-zoo train --help`."),
-    "eval": Command("grouping_zoo.cli.evaluate", "Figures of checkpoints on held-out images."),
-    "compare": Command("grouping_zoo.cli.compare", "The figures of several checkpoints side by side."),
+    "eval": Command("grouping_zoo.cli.evaluate", "Metrics of checkpoints on held-out images."),
+    "compare": Command("grouping_zoo.cli.compare", "The metrics of several checkpoints side by side."),
 }
 
 

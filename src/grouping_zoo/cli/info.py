@@ -14,8 +14,8 @@ from grouping_zoo.inference.opening import has_text, open_model
 from grouping_zoo.inference.zero_shot import prompt_templates
 
 SHOWN_CLASSES = 30
-FIGURES_HEADING = "| figure | value |"
-FIGURE_ROW = re.compile(r"\| *([^|]+?) *\| *(-?\d[^| ]*) *\|")
+METRICS_HEADING = "| figure | value |"
+METRIC_ROW = re.compile(r"\| *([^|]+?) *\| *(-?\d[^| ]*) *\|")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def _print_checkpoint(name: str, source: str) -> None:
             "groups": _levels(network, shape),
         }
         | (_text_rows(model.config) if text else _class_rows(model))
-        | _figure_rows(Path(source))
+        | _metric_rows(Path(source))
         | {
             "weights": f"{weights} ({weights.stat().st_size / 1e6:.1f} MB)" if at_home else f"{source} on the hub",
             "timm": f'import grouping_zoo, timm; timm.create_model("{door}", pretrained=True)',
@@ -96,12 +96,12 @@ def _class_rows(model: Any) -> dict[str, str]:
     return {"classes": ", ".join(names[:SHOWN_CLASSES]) + more}
 
 
-def _figure_rows(folder: Path) -> dict[str, str]:
+def _metric_rows(folder: Path) -> dict[str, str]:
     """Metrics in the model card's table; those of single classes are left to the card."""
     card = folder / "README.md"
-    _, _, table = card.read_text(encoding="utf-8").partition(FIGURES_HEADING) if card.is_file() else ("", "", "")
-    figures = [f"{name.replace('_', ' ')} {value}" for name, value in FIGURE_ROW.findall(table) if "/" not in name]
-    return {"figures": ", ".join(figures)} if figures else {}
+    _, _, table = card.read_text(encoding="utf-8").partition(METRICS_HEADING) if card.is_file() else ("", "", "")
+    metrics = [f"{name.replace('_', ' ')} {value}" for name, value in METRIC_ROW.findall(table) if "/" not in name]
+    return {"figures": ", ".join(metrics)} if metrics else {}
 
 
 def _levels(model: Any, input_size: Sequence[int]) -> str:
