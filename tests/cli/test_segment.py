@@ -16,7 +16,7 @@ from PIL import Image
 
 from command import THRESHOLD, Result, Run, mistake, photo, record, unusual_images
 from grouping_zoo.data import images
-from grouping_zoo.data.scenes import CLASSES, Scenes
+from grouping_zoo.data.sets.scenes import CLASSES, Scenes
 
 FILES = ("_groups.png", "_overlay.png", "_labels.png", ".json")
 

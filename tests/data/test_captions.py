@@ -9,7 +9,7 @@ from grouping_zoo.data.captions import (
     prompt,
     sample_labels,
 )
-from grouping_zoo.data.scenes import CLASSES, Scenes
+from grouping_zoo.data.sets.scenes import CLASSES, Scenes
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import itertools
 import tarfile
@@ -10,23 +11,21 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from grouping_zoo.data.captions import VocabularyNounExtractor
-from grouping_zoo.data.image_text import (
+from grouping_zoo.data.captioned import (
     CaptionedImage,
     CaptionedImages,
     CaptionedStream,
-    ImageTextDataset,
-    ImageTextStream,
     captioned_folder,
-    collate,
     hub_images,
-    noun_key,
     shard_stream,
 )
+from grouping_zoo.data.captions import VocabularyNounExtractor
+from grouping_zoo.data.image_text import ImageTextDataset, ImageTextStream, SampleMaker, collate, noun_key
 from grouping_zoo.data.images import CorruptImages
+from grouping_zoo.data.input_transform import normalized
 from grouping_zoo.data.sampling import EndlessSampler, SampleKey
-from grouping_zoo.data.scenes import Scenes
-from grouping_zoo.data.views import eval_transform, train_transform
+from grouping_zoo.data.sets.scenes import Scenes
+from grouping_zoo.data.views import train_transform
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
@@ -35,13 +34,20 @@ def tokenize(texts):
     return torch.tensor([[*text.encode()[:40], *[0] * (40 - len(text[:40]))] for text in texts])
 
 
+def plain(view):
+    """The pixels as they are."""
+    return normalized(view, MEAN, STD)
+
+
 def text_of(ids):
     return bytes(ids.tolist()).rstrip(b"\0").decode()
 
 
 def scenes_dataset(**settings):
     transform = train_transform(32, MEAN, STD, color_jitter=0.4, rand_augment=True, erasing=0.25)
-    return ImageTextDataset(Scenes(length=12, image_size=32), transform, tokenize, **settings)
+    return ImageTextDataset(
+        Scenes(length=12, image_size=32), SampleMaker(transform=transform, tokenize=tokenize, **settings)
+    )
 
 
 def encoded_png(value):
@@ -64,9 +70,13 @@ def write_shards(folder, count=4, rows=7, broken=()):
 
 
 def stream(folder, **settings):
-    transform = eval_transform(8, MEAN, STD)
-    settings = {"block_size": 5, "noun_extractor": VocabularyNounExtractor(["dog"])} | settings
-    return ImageTextStream(shard_stream(folder), transform, tokenize, **settings)
+    make = SampleMaker(
+        transform=plain,
+        tokenize=tokenize,
+        noun_extractor=VocabularyNounExtractor(["dog"]),
+        seed=settings.pop("seed", 0),
+    )
+    return ImageTextStream(shard_stream(folder), make, **{"block_size": 5} | settings)
 
 
 def captions(samples):
@@ -134,11 +144,11 @@ def test_workers_do_not_change_batches():
 
 def test_source_without_nouns_needs_an_extractor():
     source = [CaptionedImage(Image.new("RGB", (9, 9)), "a dog")]
-    transform = eval_transform(8, MEAN, STD)
-    assert ImageTextDataset(source, transform, tokenize, num_nouns=0).make(source[0], 0)["noun_ids"].shape == (0, 40)
+    make = SampleMaker(transform=plain, tokenize=tokenize)
+    assert dataclasses.replace(make, num_nouns=0)(source[0], 0)["noun_ids"].shape == (0, 40)
     with pytest.raises(ValueError, match="noun_extractor"):
-        ImageTextDataset(source, transform, tokenize).make(source[0], 0)
-    sample = ImageTextDataset(source, transform, tokenize, VocabularyNounExtractor(["dog"])).make(source[0], 0)
+        make(source[0], 0)
+    sample = dataclasses.replace(make, noun_extractor=VocabularyNounExtractor(["dog"]))(source[0], 0)
     assert sample["noun_keys"].tolist() == [noun_key("dog"), -1, -1]
 
 
@@ -146,12 +156,12 @@ def test_source_without_nouns_needs_an_extractor():
 def test_views(size):
     image = torch.full((3, 40, 60), 255, dtype=torch.uint8)
     expected = (3, 24, 24) if size == 24 else (3, 16, 24)
-    for transform in (eval_transform(size, MEAN, STD), train_transform(size, MEAN, STD)):
-        for given in (image, Image.new("RGB", (60, 40), "white")):
-            view = transform(given)
-            assert type(view) is torch.Tensor
-            assert (tuple(view.shape), view.dtype) == (expected, torch.float32)
-            torch.testing.assert_close(view, torch.full(expected, 2.0))  # (1 - 0.5) / 0.25
+    transform = train_transform(size, MEAN, STD)
+    for given in (image, Image.new("RGB", (60, 40), "white")):
+        view = transform(given)
+        assert type(view) is torch.Tensor
+        assert (tuple(view.shape), view.dtype) == (expected, torch.float32)
+        torch.testing.assert_close(view, torch.full(expected, 2.0))  # (1 - 0.5) / 0.25
 
 
 def test_erasing_and_flip_can_be_switched():
@@ -202,7 +212,7 @@ def test_folder_without_captions_shows_the_layout(tmp_path):
     with pytest.raises(ValueError, match=r"no metadata.csv.*FOLDER/metadata.csv"):
         captioned_folder(tmp_path)
     (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,1\n")
-    with pytest.raises(ValueError, match=r"file_name and caption.*got file_name, label.*FOLDER"):
+    with pytest.raises(ValueError, match=r"file_name and caption.*got 'file_name', 'label'.*FOLDER"):
         captioned_folder(tmp_path)
     (tmp_path / "metadata.csv").write_text("")
     with pytest.raises(ValueError, match=r"metadata.csv.*FOLDER/metadata.csv") as error:
@@ -260,7 +270,7 @@ def test_hub_stream_resumes_at_any_sample(tmp_path):
     assert isinstance(source, CaptionedStream)
 
     def samples():
-        return ImageTextStream(source, eval_transform(8, MEAN, STD), tokenize, num_nouns=0, block_size=3)
+        return ImageTextStream(source, SampleMaker(transform=plain, tokenize=tokenize, num_nouns=0), block_size=3)
 
     whole = captions(itertools.islice(samples(), 60))
     assert sorted(whole[:30]) == sorted(whole[30:]) == sorted(f"dog {i}" for i in range(30))
@@ -358,3 +368,41 @@ def test_stream_samples_are_views_of_their_images(tmp_path):
         number = int(text_of(sample["input_ids"]).split()[1])
         expected = (number / 255 - 0.5) / 0.25
         np.testing.assert_allclose(sample["pixel_values"].numpy(), expected, atol=1e-5)
+
+
+def test_captions_of_tables_stay_as_they_are_written(tmp_path):
+    table = 'file_name, caption\n0.png, 001\n1.png,true\n2.png,"a ball, red\nand a box"\n3.png,"a ""big"" ball"\n\n'
+    source = captioned_folder(write_folder(tmp_path, ("metadata.csv", table), count=4))
+    assert source.captions() == ["001", "true", "a ball, red\nand a box", 'a "big" ball']
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("metadata.csv", "file_name,caption\n0.png,a ball, a box\n", r"metadata\.csv, line 2: expected 2 columns"),
+        ("metadata.csv", "file_name,caption\n0.png,a ball,\n", "put a caption with commas in quotes"),
+        ("metadata.csv", "file_name,caption\n0.png\n", "expected 2 columns, got more or fewer"),
+        ("metadata.csv", "file_name,caption\n", "expected at least one row, got none"),
+        ("metadata.csv", "file_name;caption\n0.png;a\n", "got 'file_name;caption'"),
+        ("metadata.jsonl", "[1]\n", r"metadata\.jsonl, line 1: expected an object, got list"),
+        ("metadata.jsonl", "null\n", "expected an object, got NoneType"),
+        ("metadata.jsonl", '\n{"file_name": "0.png"\n', r"metadata\.jsonl, line 2: expected JSON"),
+        ("metadata.jsonl", '{"file_name": 5, "text": "a"}\n', "expected texts for file_name and caption"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": {"a": 1}}\n', "expected texts for file_name and caption"),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": [["a"]]}\n', "expected texts for file_name and caption"),
+        ("metadata.jsonl", '{"text": "a"}\n', r"file_name and caption.*got 'text'"),
+        ("metadata.jsonl", "[" * 10**5, "nested too deeply"),
+    ],
+)
+def test_tables_of_other_kinds_are_refused_with_the_line(tmp_path, name, text, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        captioned_folder(write_folder(tmp_path, (name, text), count=1))
+    assert "\n" not in str(error.value)
+
+
+def test_lines_may_hold_several_captions_none_or_numbers(tmp_path):
+    lines = ['{"file_name": "0.png", "text": ["a ball", "a box"]}', "", '{"file_name": "1.png", "text": null}']
+    lines += ['{"file_name": "2.png", "text": 12}']
+    source = captioned_folder(write_folder(tmp_path, ("metadata.jsonl", "\ufeff" + "\n".join(lines)), count=3))
+    assert [source[SampleKey(epoch, 0)].caption for epoch in (0, 1, 2)] == ["a ball", "a box", "a ball"]
+    assert source[1].caption == "12"  # the row without caption is left out

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grouping_zoo.data.images import CorruptImages, list_images, open_image
+from grouping_zoo.data.images import FORMATS, CorruptImages, as_rgb, grey_to_8_bits, list_images, open_image
 
 
 def _encoded(image, kind, **options):
@@ -63,8 +63,8 @@ def test_16_bit_is_scaled_not_clipped():
     for kind in ("png", "tiff"):
         grey = np.asarray(open_image(_encoded(Image.fromarray(values), kind)))[..., 0]
         np.testing.assert_array_equal(grey.ravel(), np.arange(256))
-    dark = open_image(_encoded(Image.fromarray(values // 100), "png"))
-    assert np.asarray(dark).max() == 3  # a dark image stays dark
+    dark = open_image(_encoded(Image.fromarray(values // 13), "png"))  # up to 5041 of 14 bits
+    assert np.asarray(dark).max() == 78  # a dark image stays dark
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0, 1e6])
@@ -159,7 +159,7 @@ def test_pillows_own_limit_does_not_get_in_the_way():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         image = open_image(_png_header(14_000, 13_000), max_pixels=100_000)  # Pillow raises above 179 megapixels
-        with pytest.raises(ValueError, match="limit of 500000000"):
+        with pytest.raises(ValueError, match="limit of 200000000"):
             open_image(_png_header(40_000, 20_000))
     assert image.width * image.height <= 100_000
     assert limit == Image.MAX_IMAGE_PIXELS
@@ -196,3 +196,88 @@ def test_corrupt_images_stop_above_the_limit():
         many.skip(name, ValueError(name))
     with pytest.raises(ValueError, match="11 of 21"):
         many.skip("k", ValueError("k"))
+
+
+def test_every_ending_of_a_format_that_can_be_read_is_listed_and_the_others_are_counted(tmp_path, caplog):
+    kinds = {"a.jfif": "jpeg", "b.JPE": "jpeg", "e.tif": "tiff", "f.pbm": "ppm"}
+    kinds |= {"c.avif": "avif"} if "AVIF" in FORMATS else {}
+    kinds |= {"d.jp2": "jpeg2000"} if "JPEG2000" in FORMATS else {}
+    for name, kind in kinds.items():
+        _gradient("1" if name == "f.pbm" else "RGB").save(tmp_path / name, kind)
+    for name in ("x.heic", "y.heic", "readme.txt", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"other")
+    images = list_images(tmp_path)
+    assert [path.name for path in images] == sorted(kinds)
+    assert {open_image(path).size for path in images} == {(20, 12)}
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "left out 3 files" in warning
+    assert ".heic 2" in warning
+
+
+def test_links_to_files_and_folders_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "elsewhere/cat").mkdir(parents=True)
+    for name in ("elsewhere/cat/a.png", "elsewhere/b.png"):
+        _gradient().save(tmp_path / name)
+    folder = tmp_path / "folder"
+    (folder / "own").mkdir(parents=True)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere/cat", target_is_directory=True)
+    (folder / "again").symlink_to(tmp_path / "elsewhere/cat", target_is_directory=True)
+    (folder / "own/file.png").symlink_to(tmp_path / "elsewhere/b.png")
+    (folder / "own/circle").symlink_to(folder, target_is_directory=True)
+    (folder / "own/dangling.png").symlink_to(tmp_path / "nowhere.png")
+    found = [str(path.relative_to(folder)) for path in list_images(folder)]
+    assert found == ["again/a.png", "linked/a.png", "own/file.png"]
+
+
+def test_postscript_is_not_drawn_whatever_its_name_is(tmp_path, monkeypatch):
+    import subprocess
+
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **kwargs: pytest.fail("started a program"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: pytest.fail("started a program"))
+    (tmp_path / "x.jpg").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(ValueError, match=r"x\.jpg: expected a readable image"):
+        open_image(tmp_path / "x.jpg")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 1000, 4095], [0, 62, 255]),  # 12 bits
+        ([0, 100, 255], [0, 100, 255]),  # 8 bits in more
+        ([0, 512, 1023], [0, 128, 255]),
+        ([0, 30000, 65535], [0, 117, 255]),
+        ([-1000, 1000, 3000], [0, 128, 255]),
+        ([0, 10**6, 2 * 10**6], [0, 128, 255]),
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 200.0], [0, 100, 200]),
+        ([float("nan"), 0.5, float("inf")], [0, 128, 0]),
+        ([0, 0, 0], [0, 0, 0]),
+    ],
+)
+def test_grey_values_of_any_depth(values, expected):
+    kind = np.float32 if isinstance(values[1], float) else np.int32
+    array = np.array([values] * 300, dtype=kind)  # more rows than are scaled at once
+    assert grey_to_8_bits(array).tolist() == [expected] * 300
+    if max(np.nan_to_num(values, posinf=0)) > 1:
+        file = _encoded(Image.fromarray(array), "tiff")
+        assert np.asarray(open_image(file))[0, :, 0].tolist() == expected
+
+
+def test_processors_see_colors_as_open_image_does():
+    from grouping_zoo.hf.image_processing import ZooImageProcessor
+
+    processor = ZooImageProcessor(do_resize=False, do_center_crop=False, do_normalize=False)
+    deep = (np.arange(256).reshape(16, 16) * 16).astype(np.uint16)  # 12 bits
+    transparent = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.open(_encoded(_gradient(), "png", exif=exif))
+    floats = Image.fromarray(np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16))
+    for image in (Image.fromarray(deep), transparent, turned, floats, _gradient("LA"), _gradient("P")):
+        found = (processor(image, return_tensors="pt")["pixel_values"][0] * 255).round().numpy()
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(as_rgb(image)))
+    of_array = processor(deep[..., None], return_tensors="pt")["pixel_values"][0]
+    of_image = processor(Image.fromarray(deep), return_tensors="pt")["pixel_values"][0]
+    np.testing.assert_array_equal(of_array.numpy(), of_image.numpy())

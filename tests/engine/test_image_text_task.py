@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.sets.scenes import Scenes
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.recipe import load_recipe
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
@@ -108,7 +108,7 @@ def test_packaged_recipes_are_valid(name: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.source=folder"], "data.path: expected a path or name with data.source=folder, got None"),
+        (["data.source=folder"], "data: expected one of scenes, .*folder:DIR.*got 'folder'"),
         (["data.nouns=vocabulary"], "data.vocabulary: give nouns with data.nouns=vocabulary"),
         (["model.tune=[]"], "model.tune: expected at least one of all, grouping_blocks"),
         (["objectiv.token_weight=1"], "objectiv.* is no setting; did you mean objective"),

@@ -111,7 +111,7 @@ def test_published_recipes_are_the_published_ones(name: str, images: int, epochs
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.source=folder"], "data.path: expected a folder or name with data.source=folder, got None"),
+        (["data.source=folder"], "data: expected one of scenes, .*folder:DIR.*got 'folder'"),
         (["evaluation.train_images=0"], "evaluation.train_images: expected null or at least 1, got 0"),
         (["views.crop_scale=[0.5,0.1]"], "crop_scale"),
         (["view.flip=0"], r"view.* is no setting; did you mean views"),

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-from grouping_zoo.data.image_source import ImageSource, LabelledImage, open_images
-from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews
-from grouping_zoo.data.multi_view import ImageTensors
+from grouping_zoo.data.augmented import AugmentationConfig, AugmentedDataset
+from grouping_zoo.data.image_source import ImageSource, LabelledImage
+from grouping_zoo.data.input_transform import InputTransform
 from grouping_zoo.data.sampling import SampleKey
-from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.data.sets import open_set
+from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.engine.loop import train
 from grouping_zoo.engine.optimization import build_scheduler
 from grouping_zoo.engine.recipe import load_recipe
@@ -34,7 +35,7 @@ PUBLISHED = [
     "vt_fpn_r50_coco_stuff",
     "vt_fpn_r50_lip",
 ]
-ONE = ImageTensors(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+ONE = InputTransform(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 Trained = Callable[[str], Path]
 every_target = pytest.mark.parametrize("target", ["class", "mask"])
 
@@ -65,7 +66,7 @@ class Gradients(ImageSource):
 
 
 def views(config: AugmentationConfig, target: Any = "mask", source: ImageSource | None = None, seed: int = 0) -> Any:
-    return LabelledViews(source or Gradients(), 32, ONE, config, target, seed)
+    return AugmentedDataset(source or Gradients(), 32, ONE, config, target, seed)
 
 
 def test_a_mask_moves_with_its_image() -> None:
@@ -86,7 +87,7 @@ def test_a_mask_moves_with_its_image() -> None:
 @every_target
 def test_a_view_depends_on_seed_epoch_and_index_alone(target: Any) -> None:
     config = AugmentationConfig(color_jitter=(0.4, 0.4, 0.4, 0.1), policy="rand_augment" if target == "class" else None)
-    source = open_images("scenes", length=6, image_size=40, max_objects=1)
+    source = open_set("scenes", "train", length=6, image_size=40, max_objects=1)
     found = views(config, target, source)
     torch.manual_seed(3)
     first = found[SampleKey(1, 2)]
@@ -101,7 +102,7 @@ def test_a_view_depends_on_seed_epoch_and_index_alone(target: Any) -> None:
 
 @pytest.mark.parametrize("policy", ["auto_augment", "rand_augment"])
 def test_policies_change_views_of_classes_and_are_refused_for_masks(policy: Any) -> None:
-    source = open_images("scenes", length=6, image_size=40, max_objects=1)
+    source = open_set("scenes", "train", length=6, image_size=40, max_objects=1)
     plain, changed = (
         views(AugmentationConfig(crop_scale=(1.0, 1.0), flip=0.0, policy=name), "class", source)
         for name in (None, policy)
@@ -147,9 +148,7 @@ def test_losses_and_metrics_are_logged(target: str, trained: Trained) -> None:
 def test_metrics_are_those_of_the_held_out_images_one_by_one(target: str, tmp_path: Path) -> None:
     task = task_of(short(target, tmp_path))
     model = task.network.eval()
-    source = open_images(
-        "scenes", None, "validation", length=12, image_size=64, max_objects=task.recipe.data.max_objects
-    )
+    source = open_set("scenes", length=12, image_size=64, max_objects=task.recipe.data.max_objects)
     mean, std = (torch.tensor(model.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
     hits = total = 0
     with torch.no_grad():

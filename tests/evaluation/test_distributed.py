@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from evaluated import in_processes
-from grouping_zoo.evaluation.distributed import Ranks, UnreadableImage
+from grouping_zoo.data.images import Unreadable
+from grouping_zoo.evaluation.distributed import Ranks
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -16,8 +17,8 @@ class Numbers(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, Any] | UnreadableImage:
-        return UnreadableImage(f"image {index}", "torn") if index % 5 == 3 else {"number": index}
+    def __getitem__(self, index: int) -> dict[str, Any] | Unreadable:
+        return Unreadable(f"image {index}", "torn") if index % 5 == 3 else {"number": index}
 
 
 @pytest.mark.parametrize("count", [1, 4, 9, 17])

@@ -24,7 +24,7 @@ def test_models_of_the_zoo_give_features(model: Any) -> None:
     network = model.create(num_classes=0).eval()
     evaluated, images = model_of(network), model.images(2)
     batch: dict[str, Tensor] = {"pixel_values": images}
-    if evaluated.tensors.superpixel_method is not None:
+    if "superpixels" in evaluated.inputs.input_makers:
         batch["superpixels"] = torch.arange(images[0, 0].numel()).view(1, *images.shape[2:]).repeat(2, 1, 1) % 16
     if evaluated.gives_features:
         assert evaluated.features(batch).shape == (2, network.num_features)

@@ -8,7 +8,7 @@ import torch
 
 import grouping_zoo
 from evaluated import CPU, context_of
-from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.evaluation.data import EvaluationSet
 from grouping_zoo.evaluation.evaluated_model import network_model, transformers_model
 from grouping_zoo.evaluation.tasks import TASKS

@@ -13,7 +13,7 @@ from PIL import Image
 import grouping_zoo
 from command import Run, caller, loud_libraries, photo, record, save_tiny_groupvit
 from grouping_zoo import Segmenter, open_checkpoint, segment
-from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
 from grouping_zoo.hf.image_processing import ZooImageProcessor
 from groupings import Looking, Stripes, StripesModel

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from grouping_zoo import ZooGroupViTConfig, ZooGroupViTImageProcessor, ZooGroupViTModel, ZooGroupViTProcessor, cli
-from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.data.tokenization import train_tokenizer
 from grouping_zoo.hf.checkpoint_folder import save_checkpoint
 

@@ -14,6 +14,7 @@ from grouping_zoo.cli.parsing import (
     process_count,
     seed,
 )
+from grouping_zoo.data.sets import set_names
 from grouping_zoo.engine.cpu_launch import launch, processes_asked_for, started_alone_by_accelerate
 from grouping_zoo.evaluation.report import Column, parts
 from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
@@ -44,8 +45,7 @@ def add_evaluation_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="scenes",
         metavar="SET",
-        help="scenes, digits, photos, voc:DIR, context:DIR, coco-object:DIR, coco-stuff:DIR, ade20k:DIR, lip:DIR, "
-        "parts:DIR, densepose:DIR, folder:DIR or hub:NAME (%(default)s)",
+        help=f"{set_names()} (%(default)s)",
     )
     parser.add_argument("--split", default="validation", metavar="NAME", help="to evaluate on (%(default)s)")
     parser.add_argument("--train-split", default="train", metavar="NAME", help="for neighbours, probes (%(default)s)")

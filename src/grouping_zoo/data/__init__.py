@@ -1,1 +1,1 @@
-"""Where training data come from: built-in scenes, image-text sources, captions, views, sampling."""
+"""Data for training and evaluation: the registry of data sets, captions, input transform, augmentation, sampling."""

@@ -1,21 +1,11 @@
-"""Image-text sources, and the training samples made of them.
+"""Training samples of captioned images: `ImageTextDataset` and its twin for streams, `ImageTextStream`."""
 
-A source gives images with captions: the built-in scenes, a folder with a table of captions, a data set of the hub, or
-a stream of shards. `ImageTextDataset` and its twin for streams, `ImageTextStream`, make training samples of them.
-"""
-
-import glob
 import hashlib
-import io
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import datasets
-import fsspec
 import numpy as np
 import torch
 import torch.distributed
@@ -24,252 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from grouping_zoo.data.captioned import CaptionedStream, ImageTextSource
 from grouping_zoo.data.captions import PROMPT_TEMPLATES, NounExtractor, prompt, sample_labels
-from grouping_zoo.data.images import CorruptImages, open_image
-from grouping_zoo.data.sampling import SampleKey
+from grouping_zoo.data.images import Unreadable
+from grouping_zoo.data.sampling import SampleKey, seeded_rng
 from grouping_zoo.data.views import Transform
-
-# Column names in use, the first that is there is taken.
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "file_name", "img")
-CAPTION_COLUMNS = ("caption", "captions", "text", "txt", "sentences", "json")
 
 # Where a stream starts in a shard: block of rows, rows given of it, and the state of the rows before it.
 SHARD_START: dict[str, Any] = {"block": 0, "offset": 0, "rows": None}
-
-FOLDER_LAYOUT = (
-    "FOLDER/metadata.csv (or metadata.jsonl) with the columns file_name,caption and rows such as "
-    "`images/1.jpg,a red ball`, next to FOLDER/images/1.jpg"
-)
-
-
-class CaptionedImage(NamedTuple):
-    """What a source gives; a `Scene` has these attributes as well.
-
-    Attributes:
-        image: an RGB image, or an (H, W, 3) uint8 array.
-        caption: one sentence.
-        nouns: what the caption names, where the source knows it.
-    """
-
-    image: Image.Image | np.ndarray
-    caption: str
-    nouns: tuple[str, ...] | None = None
-
-
-class ImageTextSource(Protocol):
-    """A map-style source: what it gives depends on the key alone."""
-
-    def __len__(self) -> int:
-        """Return the number of samples an epoch."""
-
-    def __getitem__(self, key: SampleKey) -> Any:
-        """Return an object with `image`, `caption` and `nouns`."""
-
-
-class RowReader:
-    """Reads rows of a table, of which one column holds images and another captions.
-
-    Of several captions, or sentences, of an image each epoch takes the next.
-
-    Args:
-        name: what errors call the table.
-        columns: its column names.
-        folder: where image paths start.
-        corrupt: counts the rows that cannot be read; by default at most 5 % of them.
-
-    Raises:
-        ValueError: if there is no such column.
-    """
-
-    def __init__(self, name: str, columns: Sequence[str], folder: Path, corrupt: CorruptImages | None = None) -> None:
-        self.name = name
-        self.image_column = self._find(IMAGE_COLUMNS, columns, "images")
-        self.caption_column = self._find(CAPTION_COLUMNS, columns, "captions")
-        self.folder = folder
-        self.corrupt = CorruptImages() if corrupt is None else corrupt
-
-    def _find(self, known: Sequence[str], columns: Sequence[str], what: str) -> str:
-        for column in known:
-            if column in columns:
-                return column
-        raise ValueError(
-            f"{self.name}: expected a column of {what} called one of {', '.join(known)}, got {', '.join(columns)}; "
-            "rename the column"
-        )
-
-    def read(self, row: dict[str, Any], number: str, epoch: int) -> CaptionedImage | None:
-        """Return a row's image and caption, or None, counted, if they cannot be read."""
-        value = row[self.image_column]
-        path = value.get("path") if isinstance(value, dict) else value if isinstance(value, str) else None
-        name = f"{path or 'row'} ({self.name}, {number})"
-        try:
-            caption = self.caption_text(row[self.caption_column], epoch)
-            if not caption:
-                raise ValueError(f"image {name}: expected a caption, got none; fill it in or remove the row")
-            sample = CaptionedImage(self._image(value, name), caption)
-        except (ValueError, FileNotFoundError) as error:
-            self.corrupt.skip(name, error)
-            return None
-        self.corrupt.count_read()
-        return sample
-
-    def _image(self, value: Any, name: str) -> Image.Image:
-        if isinstance(value, dict) and value.get("bytes") is not None:
-            return open_image(io.BytesIO(value["bytes"]), name=name)
-        path = value.get("path") if isinstance(value, dict) else value
-        if isinstance(path, str) and "://" in path:  # a stream leaves its files where they are
-            with fsspec.open(path, "rb") as file:
-                return open_image(io.BytesIO(file.read()), name=name)
-        if isinstance(path, str):
-            return open_image(self.folder / path)
-        raise ValueError(f"image {name}: expected a path or an encoded image, got {type(value).__name__}")
-
-    def caption_text(self, value: Any, epoch: int) -> str:
-        """Return what a field of the caption column says in an epoch; empty if it says nothing."""
-        if isinstance(value, dict):  # the JSON field of a shard
-            value = value.get("caption") or value.get("text")
-        if isinstance(value, list):
-            value = value[epoch % len(value)] if value else None
-        return "" if value is None else str(value).strip()
-
-
-class CaptionedImages(Dataset[CaptionedImage]):
-    """Map-style source over a table; a row that cannot be read is replaced by the next one that can.
-
-    Args:
-        rows: the table; images are paths or encoded files.
-        name: what errors call it.
-        folder: where image paths start.
-        corrupt: counts the rows that cannot be read, in each process and worker for itself.
-    """
-
-    def __init__(
-        self, rows: datasets.Dataset, name: str, folder: Path = Path(), corrupt: CorruptImages | None = None
-    ) -> None:
-        if len(rows) == 0:
-            raise ValueError(f"{name}: expected at least one row, got none; check the file or the split")
-        self.reader = RowReader(name, rows.column_names, folder, corrupt)
-        feature = rows.features[self.reader.image_column]
-        self.rows = rows
-        if isinstance(feature, datasets.Image):
-            # Decoded here: one damaged image must not stop the run.
-            self.rows = rows.cast_column(self.reader.image_column, datasets.Image(decode=False))
-
-    def captions(self) -> list[str]:
-        """Return each image's first caption without reading the images; rows that have none are left out."""
-        captions = self.rows[self.reader.caption_column]
-        return [text for text in (self.reader.caption_text(caption, epoch=0) for caption in captions) if text]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: SampleKey | int) -> CaptionedImage:
-        epoch, index = key if isinstance(key, tuple) else (0, int(key))
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
-        for offset in range(len(self)):
-            number = (index + offset) % len(self)
-            sample = self.reader.read(self.rows[number], f"row {number}", epoch)
-            if sample is not None:
-                return sample
-        raise ValueError(f"{self.reader.name}: expected readable images, but none of {len(self)} is; check the paths")
-
-
-def captioned_folder(folder: str | PathLike[str], corrupt: CorruptImages | None = None) -> CaptionedImages:
-    """Open a folder of images with a table of captions.
-
-    Args:
-        folder: holds ``metadata.csv`` or ``metadata.jsonl`` with the columns ``file_name`` (paths in the folder) and
-            ``caption`` or ``text``.
-        corrupt: counts the images that cannot be read.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it has no captions.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"folder: expected a folder of captioned images, but {folder} is none; check the path")
-    tables = [folder / name for name in ("metadata.csv", "metadata.jsonl") if (folder / name).is_file()]
-    if not tables:
-        raise ValueError(
-            f"folder: expected captions in {folder}, got no metadata.csv or .jsonl; lay out {FOLDER_LAYOUT}"
-        )
-    try:
-        # A cache of its own: the user's would keep a copy of every version of the table.
-        with TemporaryDirectory() as cache:
-            options: dict[str, Any] = {"cache_dir": cache, "keep_in_memory": True}
-            if tables[0].suffix == ".csv":  # a caption "none" is a word, not a missing value
-                rows = datasets.Dataset.from_csv(str(tables[0]), keep_default_na=False, **options)
-            else:
-                rows = datasets.Dataset.from_json(str(tables[0]), **options)
-    except (datasets.exceptions.DatasetGenerationError, StopIteration) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(
-            f"{tables[0]}: expected a table of captions, got: {reason}; lay out {FOLDER_LAYOUT}"
-        ) from error
-    captions = [name for name in ("caption", "text") if name in rows.column_names]
-    if "file_name" not in rows.column_names or not captions:
-        raise ValueError(
-            f"{tables[0]}: expected the columns file_name and caption (or text), got {', '.join(rows.column_names)}; "
-            f"lay out {FOLDER_LAYOUT}"
-        )
-    return CaptionedImages(rows.select_columns(["file_name", captions[0]]), str(tables[0]), folder, corrupt)
-
-
-class CaptionedStream:
-    """A source that is read from front to back, in shards.
-
-    Args:
-        rows: the stream; images are paths or encoded files.
-        name: what errors call it.
-        corrupt: counts the rows that cannot be read, in each process and worker for itself.
-    """
-
-    def __init__(self, rows: datasets.IterableDataset, name: str, corrupt: CorruptImages | None = None) -> None:
-        if rows.features:
-            rows = rows.decode(False)  # decoded here: one damaged image must not stop the run
-        columns = list(rows.features or next(iter(rows), {}))
-        self.reader = RowReader(name, columns, Path(), corrupt)
-        self.rows = rows
-
-
-def hub_images(
-    name: str, split: str = "train", streaming: bool = False, corrupt: CorruptImages | None = None
-) -> CaptionedImages | CaptionedStream:
-    """Open a data set of the hub with a column of images and one of captions.
-
-    Args:
-        name: the repository, or what else `datasets.load_dataset` reads.
-        split: which part of it.
-        streaming: read it while it is downloaded, shard by shard.
-        corrupt: counts the images that cannot be read.
-    """
-    rows = datasets.load_dataset(name, split=split, streaming=streaming)
-    if streaming:
-        return CaptionedStream(rows, name, corrupt)
-    return CaptionedImages(rows, name, corrupt=corrupt)
-
-
-def shard_stream(shards: str | PathLike[str] | Sequence[str], corrupt: CorruptImages | None = None) -> CaptionedStream:
-    """Open webdataset shards: tar files with members such as ``000.jpg`` and ``000.txt`` (or ``000.json``).
-
-    Args:
-        shards: a folder, a pattern such as ``shards/*.tar``, or paths or URLs one by one.
-        corrupt: counts the images that cannot be read.
-
-    Raises:
-        FileNotFoundError: if there is no shard.
-    """
-    if isinstance(shards, str | PathLike):
-        pattern = str(Path(shards) / "*.tar") if Path(shards).is_dir() else str(shards)
-        files = [pattern] if "://" in pattern else sorted(glob.glob(pattern, recursive=True))
-    else:
-        files = list(shards)
-    if not files:
-        raise FileNotFoundError(f"shards: expected .tar files, got none at {shards}; check the folder or pattern")
-    rows = datasets.load_dataset("webdataset", data_files={"train": files}, split="train", streaming=True)
-    return CaptionedStream(rows, str(shards), corrupt)
 
 
 def noun_key(noun: str) -> int:
@@ -277,6 +29,7 @@ def noun_key(noun: str) -> int:
     return int.from_bytes(hashlib.blake2b(noun.lower().encode(), digest_size=8).digest()) >> 1
 
 
+@dataclass(frozen=True, kw_only=True)
 class SampleMaker:
     """Makes training samples of captioned images.
 
@@ -286,27 +39,17 @@ class SampleMaker:
         noun_extractor: caption -> nouns; the source's own nouns are taken without one.
         num_nouns: number K of nouns a sample.
         fill: what stands where there are too few nouns, see `sample_labels`.
-        seed: of everything random.
+        seed: seed of everything random.
         templates: prompts that nouns are put into, by chance.
     """
 
-    def __init__(
-        self,
-        transform: Transform,
-        tokenize: Callable[[list[str]], Tensor],
-        noun_extractor: NounExtractor | None = None,
-        num_nouns: int = 3,
-        fill: Literal["pad", "caption"] = "pad",
-        seed: int = 0,
-        templates: Sequence[str] = PROMPT_TEMPLATES,
-    ) -> None:
-        self.transform = transform
-        self.tokenize = tokenize
-        self.noun_extractor = noun_extractor
-        self.num_nouns = num_nouns
-        self.fill: Literal["pad", "caption"] = fill
-        self.seed = seed
-        self.templates = templates
+    transform: Transform
+    tokenize: Callable[[list[str]], Tensor]
+    noun_extractor: NounExtractor | None = None
+    num_nouns: int = 3
+    fill: Literal["pad", "caption"] = "pad"
+    seed: int = 0
+    templates: Sequence[str] = PROMPT_TEMPLATES
 
     def __call__(self, sample: Any, *key: int) -> dict[str, Tensor]:
         """Make a sample, random by (seed, key) alone.
@@ -347,9 +90,7 @@ class SampleMaker:
             pixels = pil_to_tensor(image)
         else:
             pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also seed the accelerators, which fork_rng does not restore here.
-            torch.default_generator.manual_seed(seed)
+        with seeded_rng(seed):
             return self.transform(pixels)
 
 
@@ -358,28 +99,12 @@ class ImageTextDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         source: `Scenes`, `CaptionedImages` or alike.
-        transform: see `SampleMaker` for this and the others.
-        tokenize: texts -> token ids.
-        noun_extractor: caption -> nouns.
-        num_nouns: number of nouns a sample.
-        fill: what stands where there are too few nouns.
-        seed: of everything random.
-        templates: prompts of the nouns.
+        make: makes the samples.
     """
 
-    def __init__(
-        self,
-        source: ImageTextSource,
-        transform: Transform,
-        tokenize: Callable[[list[str]], Tensor],
-        noun_extractor: NounExtractor | None = None,
-        num_nouns: int = 3,
-        fill: Literal["pad", "caption"] = "pad",
-        seed: int = 0,
-        templates: Sequence[str] = PROMPT_TEMPLATES,
-    ) -> None:
+    def __init__(self, source: ImageTextSource, make: SampleMaker) -> None:
         self.source = source
-        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed, templates)
+        self.make = make
 
     def __len__(self) -> int:
         return len(self.source)
@@ -399,13 +124,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
 
     Args:
         source: the stream.
-        transform: see `SampleMaker` for this and the others.
-        tokenize: texts -> token ids.
-        noun_extractor: caption -> nouns.
-        num_nouns: number of nouns a sample.
-        fill: what stands where there are too few nouns.
-        seed: of everything random.
-        templates: prompts of the nouns.
+        make: makes the samples.
         block_size: number of encoded rows that are held in memory and shuffled.
         rank: this process; by default that of `torch.distributed`.
         world_size: number of processes; by default that of `torch.distributed`.
@@ -417,13 +136,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
     def __init__(
         self,
         source: CaptionedStream,
-        transform: Transform,
-        tokenize: Callable[[list[str]], Tensor],
-        noun_extractor: NounExtractor | None = None,
-        num_nouns: int = 3,
-        fill: Literal["pad", "caption"] = "pad",
-        seed: int = 0,
-        templates: Sequence[str] = PROMPT_TEMPLATES,
+        make: SampleMaker,
         *,
         block_size: int = 1000,
         rank: int | None = None,
@@ -438,7 +151,7 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
         self.num_shards = source.rows.num_shards
         self.check_shards(num_workers=1)
         self.rows = source.rows
-        self.make = SampleMaker(transform, tokenize, noun_extractor, num_nouns, fill, seed, templates)
+        self.make = make
         self.block_size = block_size
         self.position: dict[str, Any] = {"epoch": 0, "shard": 0, **SHARD_START}
 
@@ -485,14 +198,14 @@ class ImageTextStream(IterableDataset[dict[str, Tensor]]):
         # Unlike iter(rows), this leaves the division over workers to us.
         for columns in rows.iter(batch_size=self.block_size):
             behind = rows.state_dict()
-            block, count = self.position["block"], len(columns[self.reader.image_column])
+            block, count = self.position["block"], len(columns[self.reader.caption_column])
             order = np.random.default_rng([self.make.seed, epoch, shard, block]).permutation(count).tolist()
             for offset in range(self.position["offset"], count):
                 self.position["offset"] = offset + 1
                 number = block * self.block_size + order[offset]
                 row = {name: values[order[offset]] for name, values in columns.items()}
                 sample = self.reader.read(row, f"shard {shard}, row {number}", epoch)
-                if sample is not None:
+                if not isinstance(sample, Unreadable):
                     yield self.make(sample, epoch, shard, number)
             self.position |= {"block": block + 1, "offset": 0, "rows": behind}
 

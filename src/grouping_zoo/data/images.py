@@ -1,18 +1,25 @@
 """Image files of any kind to 8-bit RGB, and what happens to those that cannot be read."""
 
 import logging
+import os
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 
-EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
-MAX_PIXELS = 100_000_000  # larger images are scaled down
-BOMB_PIXELS = 500_000_000  # larger images are refused
+from grouping_zoo.data.limits import DECODER_BYTES, MAX_DECODING_BYTES, MAX_PIXELS, OTHER_DECODER_BYTES
+
+# Of Pillow's formats those of photos and of label maps. Others, such as EPS, would start a program to draw them.
+_WANTED = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+Image.init()
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)  # some need libraries that Pillow may be built without
+EXTENSIONS = frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+LOSSLESS = ("BMP", "GIF", "PNG", "PPM", "TIFF")
 
 # EXIF orientation -> what turns the stored image upright.
 UPRIGHT = {
@@ -25,18 +32,19 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 ORIENTATION = 0x0112
+GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey value, as cameras and scanners have them
+ROWS = 256  # of a grey image that are scaled at once
 
 logger = logging.getLogger(__name__)
+Key = TypeVar("Key")
+Sample = TypeVar("Sample")
 _pillow_limit = threading.Lock()
 
 
 def open_image(
     path_or_file: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS, name: str | None = None
 ) -> Image.Image:
-    """Read an image file as it is meant to be seen.
-
-    The EXIF orientation is applied, transparency composited on white, 16-bit and float values are scaled to 8 bits,
-    and of an animation the first frame is taken.
+    """Read an image file as it is meant to be seen; see `as_rgb`.
 
     Args:
         path_or_file: a path or a binary file.
@@ -44,26 +52,30 @@ def open_image(
         name: what errors call the file; by default its path.
 
     Returns:
-        An RGB image.
+        an RGB image.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it cannot be read as an image, or has more than 500 million pixels.
+        ValueError: if it cannot be read as an image, or is too large to be decoded, see `grouping_zoo.data.limits`.
     """
+    return open_with_orientation(path_or_file, max_pixels=max_pixels, name=name)[0]
+
+
+def open_with_orientation(
+    path_or_file: str | PathLike[str] | IO[bytes], *, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> tuple[Image.Image, int]:
+    """Read an image like `open_image`, and the EXIF orientation, 1 to 8, that it is stored with."""
     name = name or str(path_or_file if isinstance(path_or_file, str | PathLike) else getattr(path_or_file, "name", "?"))
     try:
         if isinstance(path_or_file, str | PathLike):
             _check_regular_file(Path(path_or_file))
-        with _open(path_or_file) as image:
-            pixels = image.width * image.height
-            if pixels > BOMB_PIXELS:
-                raise ValueError(f"its {image.width}x{image.height} pixels are more than the limit of {BOMB_PIXELS}")
-            if pixels > max_pixels:
+        with open_header(path_or_file) as image:
+            if image.width * image.height > max_pixels:
                 size = _reduced_size(image.size, max_pixels)
                 image.draft(None, size)
                 image.load()
                 image.thumbnail(size, Image.Resampling.BOX, reducing_gap=None)
-            return as_rgb(image)
+            return as_rgb(image), orientation_of(image)
     except FileNotFoundError:
         raise FileNotFoundError(f"image {name}: expected a file, got none; check the path") from None
     # Decoders raise nearly anything on damaged files: OSError, SyntaxError, struct.error, zlib.error, IndexError...
@@ -74,12 +86,83 @@ def open_image(
         ) from error
 
 
+def open_header(path_or_file: str | PathLike[str] | IO[bytes], formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Open an image file without decoding it.
+
+    Raises:
+        ValueError: if the decoder would need more than `MAX_DECODING_BYTES`.
+        Exception: of any kind on a file that is no image, or of another format.
+    """
+    with _pillow_limit:  # Pillow's own limit is global, and stops at other sizes
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path_or_file, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    most = MAX_DECODING_BYTES // DECODER_BYTES.get(image.format or "", OTHER_DECODER_BYTES)
+    if image.width * image.height > most:
+        image.close()
+        raise ValueError(f"its {image.width}x{image.height} pixels are more than the limit of {most}")
+    return image
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB, upright, as `open_image` does."""
+    """Convert an image of any mode to 8-bit RGB as it is meant to be seen.
+
+    The EXIF orientation is applied, transparency composited on white, 16-bit and float values are scaled to 8 bits
+    (see `grey_to_8_bits`), and of an animation the first frame is taken.
+    """
     image.load()
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     rgb = _to_rgb(image)
     return rgb.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else rgb
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 (upright) where it tells none."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block is no reason to lose the image
+        return 1
+    return found if found in UPRIGHT else 1
+
+
+def grey_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Scale values of more than 8 bits to 8 bits.
+
+    White is 1 for floats in [0, 1], and else the largest value of the smallest usual depth (8, 10, 12, 14 or 16 bits)
+    that holds all values: 12-bit data often lie in 16-bit files. Values outside of 16 bits are stretched between
+    their extremes.
+
+    Args:
+        values: integers or floats of any shape; what is not finite counts as 0.
+
+    Returns:
+        uint8 of the same shape.
+    """
+    low, high = _finite_extremes(values)
+    if low < 0 or high >= 2 ** GREY_DEPTHS[-1]:
+        black, white = low, high
+    elif values.dtype.kind == "f" and high <= 1:
+        black, white = 0.0, 1.0
+    else:
+        black, white = 0.0, float(next(2**bits - 1 for bits in GREY_DEPTHS if high < 2**bits))
+    scaled = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), ROWS):  # floats of all of a large image at once would take gigabytes
+        rows = np.nan_to_num(values[start : start + ROWS].astype(np.float64), posinf=0, neginf=0)
+        scaled[start : start + ROWS] = np.round((rows - black) / max(white - black, 1e-12) * 255).clip(0, 255)
+    return scaled
+
+
+def _finite_extremes(values: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest value; what is not finite counts as 0."""
+    lows, highs = [], []
+    for start in range(0, len(values), ROWS):
+        rows = values[start : start + ROWS]
+        rows = np.nan_to_num(rows, posinf=0, neginf=0) if rows.dtype.kind == "f" else rows
+        lows.append(float(rows.min()))
+        highs.append(float(rows.max()))
+    return min(lows), max(highs)
 
 
 def _check_regular_file(path: Path) -> None:
@@ -88,31 +171,14 @@ def _check_regular_file(path: Path) -> None:
         raise ValueError("a folder, pipe or device")
 
 
-def _open(path_or_file: str | PathLike[str] | IO[bytes]) -> Image.Image:
-    """Read an image's header, without Pillow's own limit: that one is global, and stops at other sizes."""
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(path_or_file)
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
 def _reduced_size(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
     factor = (size[0] * size[1] / max_pixels) ** 0.5
     return max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block is no reason to lose the image
-        return 1
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):
-        return _to_8_bits(np.asarray(image)).convert("RGB")
+        return Image.fromarray(grey_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGB", rgba.size, "white")
@@ -121,25 +187,17 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> Image.Image:
-    """Scale grey values: 0 to 65535 where integers lie in it, 0 to 1 where floats do, else between the extremes."""
-    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 65535:
-        scaled = values / np.float32(257)
-    else:
-        finite = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
-        low, high = (0.0, 1.0) if finite.min() >= 0 and finite.max() <= 1 else (finite.min(), finite.max())
-        scaled = (finite - low) / max(high - low, 1e-12) * 255
-    return Image.fromarray(np.round(scaled).astype(np.uint8))
-
-
 def list_images(folder_or_files: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[Path]:
     """List image files: those in a folder and its subfolders, by extension, or those named.
+
+    Links are followed, except to a folder that they lie in. The files of a folder that are left out are counted in a
+    warning.
 
     Args:
         folder_or_files: a folder, a file, or several of them.
 
     Returns:
-        Paths; those of a folder are sorted.
+        paths; those of a folder are sorted.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -150,12 +208,7 @@ def list_images(folder_or_files: str | PathLike[str] | Sequence[str | PathLike[s
     for path in [Path(item) for item in named]:
         if not path.exists():
             raise FileNotFoundError(f"images: expected a folder or file, but {path} does not exist; check the path")
-        if path.is_dir():
-            # Names with a leading dot are other systems' companions of the images, not images.
-            found = (file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.name[0] != ".")
-            files += sorted(file for file in found if file.is_file())
-        else:
-            files.append(path)
+        files += images_in_folder(path) if path.is_dir() else [path]
     if not files:
         raise ValueError(
             f"images: expected files ending in {', '.join(sorted(EXTENSIONS))}, got none in {folder_or_files}; "
@@ -164,12 +217,54 @@ def list_images(folder_or_files: str | PathLike[str] | Sequence[str | PathLike[s
     return files
 
 
+def images_in_folder(folder: Path) -> list[Path]:
+    """List the images in a folder and its subfolders, sorted; see `list_images`."""
+    found = list(_walk(folder, ()))
+    images = sorted(file for file in found if file.suffix.lower() in EXTENSIONS and file.is_file())
+    if len(images) < len(found):
+        taken = set(images)
+        others = [file for file in found if file not in taken]
+        counts = Counter(file.suffix.lower() or "none" for file in others)
+        endings = ", ".join(f"{ending} {count}" for ending, count in counts.most_common(5))
+        logger.warning(
+            "%s: left out %d files that do not end like an image that can be read here (%s), such as %s",
+            folder,
+            len(others),
+            endings,
+            others[0],
+        )
+    return images
+
+
+def _walk(folder: Path, inside: tuple[tuple[int, int], ...]) -> Iterator[Path]:
+    """Files below a folder, without those whose name begins with a dot, which are other systems' companions."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in inside:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(folder / entry.name, (*inside, identity))
+            else:
+                yield folder / entry.name
+
+
+class Unreadable(NamedTuple):
+    """An image that cannot be read: its name and the reason."""
+
+    name: str
+    reason: str
+
+
 class CorruptImages:
-    """Count of the files that had to be skipped; too many of them stop the run.
+    """Count of the images that had to be skipped; too many of them stop the run.
 
     Args:
-        max_fraction: largest share of corrupt files among all that were read.
-        minimum_count: with fewer corrupt files than this nothing is stopped, however few were read.
+        max_fraction: largest fraction of corrupt images among all that were read.
+        minimum_count: with fewer corrupt images than this nothing is stopped, however few were read.
     """
 
     def __init__(self, max_fraction: float = 0.05, minimum_count: int = 10) -> None:
@@ -183,23 +278,58 @@ class CorruptImages:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def count_read(self) -> None:
-        """Note that a file was read."""
-        self.read += 1
-
-    def skip(self, name: str, error: Exception) -> None:
-        """Note that a file was skipped; a file that is met again counts once.
+    def attempt(self, name: str, read: Callable[[Key], Sample], key: Key) -> Sample | Unreadable:
+        """Return ``read(key)``, or name and reason, counted, if it fails with a ValueError or FileNotFoundError.
 
         Raises:
             ValueError: when there are too many of them.
+        """
+        try:
+            sample = read(key)
+        except (ValueError, FileNotFoundError) as error:
+            self.skip(name, error)
+            return Unreadable(name, str(error))
+        self.count_read()
+        return sample
+
+    def count_read(self) -> None:
+        """Note that an image was read."""
+        self.read += 1
+
+    def skip(self, name: str, error: Exception) -> None:
+        """Note that an image was skipped; one that is met again counts once.
+
+        Raises:
+            ValueError: when there are too many of them; it tells the reason of the first one.
         """
         if name not in self.reasons:
             self.reasons[name] = str(error)
             logger.warning("skipped %s", error)
         total = self.read + len(self)
         if len(self) >= self.minimum_count and len(self) > self.max_fraction * total:
-            first = ", ".join(list(self.reasons)[:3])
+            names = list(self.reasons)
             raise ValueError(
-                f"corrupt images: expected at most {self.max_fraction:.0%}, got {len(self)} of {total} ({first}, ...); "
-                "repair or remove them"
+                f"corrupt images: expected at most {self.max_fraction:.0%}, got {len(self)} of {total} "
+                f"({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}); of the first: {self.reasons[names[0]]}"
             ) from error
+
+
+def first_readable(read: Callable[[int], Sample | Unreadable], start: int, length: int, source: str) -> Sample:
+    """Return the first sample that can be read, from position `start` on and around the end.
+
+    Args:
+        read: function of a position.
+        start: the position that is wanted.
+        length: number of positions.
+        source: name of the source in the error.
+
+    Raises:
+        ValueError: if there is none; it tells why the wanted one cannot be read.
+    """
+    reason = ""
+    for offset in range(length):
+        sample = read((start + offset) % length)
+        if not isinstance(sample, Unreadable):
+            return sample
+        reason = reason or sample.reason
+    raise ValueError(f"{source}: expected readable images, but none of {length} is: {reason}")

@@ -1,9 +1,11 @@
-"""The data order: which sample, of which epoch, is read at which training step."""
+"""The data order, which sample of which epoch is read at which training step, and the randomness of a sample."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Sampler
 
 
@@ -12,6 +14,20 @@ class SampleKey(NamedTuple):
 
     epoch: int
     index: int  # type: ignore[assignment]  # a tuple's method of this name is not wanted here
+
+
+def sample_seed(seed: int, key: Sequence[int]) -> int:
+    """Seed of 63 bits for one visit to a sample, a function of (seed, key) alone."""
+    return int(np.random.SeedSequence(seed, spawn_key=tuple(key)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """Seed torch's global generator within the block; afterwards it is as before."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also seed the accelerators, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class EndlessSampler(Sampler[list[SampleKey]]):

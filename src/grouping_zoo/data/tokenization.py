@@ -1,5 +1,6 @@
 """Text to token ids: CLIP's byte-pair vocabulary from an installed package, or a small one trained on captions."""
 
+import functools
 import gzip
 import importlib.util
 from collections.abc import Callable, Iterable
@@ -83,20 +84,23 @@ def clip_tokenizer(context_length: int = 77) -> CLIPTokenizer:
 
 
 def make_tokenize(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], Tensor]:
-    """A function from n texts to ids (n, T) int64, T the tokenizer's context length; long texts are cut."""
+    """Return a function from n texts to ids (n, T) int64, T the tokenizer's context length; long texts are cut.
 
-    def tokenize(texts: list[str]) -> Tensor:
-        encoded = tokenizer(
-            texts,
-            padding="max_length",
-            truncation=True,
-            max_length=tokenizer.model_max_length,
-            return_tensors="pt",
-            return_attention_mask=False,
-        )
-        return encoded["input_ids"].to(torch.int64)
+    It can be pickled, as loader workers of some start methods need it.
+    """
+    return functools.partial(_tokenize, tokenizer)
 
-    return tokenize
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Tensor:
+    encoded = tokenizer(
+        texts,
+        padding="max_length",
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+        return_attention_mask=False,
+    )
+    return encoded["input_ids"].to(torch.int64)
 
 
 def _clip_byte_symbols() -> list[str]:

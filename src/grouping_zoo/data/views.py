@@ -1,4 +1,4 @@
-"""Views: what augmentation shows of an image in training, and the one view of it at evaluation."""
+"""Augmentation of the images of training from captions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def train_transform(
         image_size: side, or (height, width), of the view.
         mean: of each channel, for images in [0, 1].
         std: of each channel.
-        scale: smallest and largest share of the image's area that is cropped.
+        scale: smallest and largest fraction of the image's area that is cropped.
         flip: mirror left and right half of the time.
         color_jitter: strength of changes of brightness, contrast and saturation.
         rand_augment: two random operations of magnitude 9 (Cubuk et al., 2020).
@@ -61,29 +61,6 @@ def train_transform(
     if erasing:
         steps.append(v2.RandomErasing(p=erasing, value="random"))
     return v2.Compose([*steps, v2.ToPureTensor()])
-
-
-def eval_transform(image_size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Return the one view at evaluation: the shorter side resized to the longer side of the view, centre crop.
-
-    Args:
-        image_size: side, or (height, width), of the view.
-        mean: of each channel, for images in [0, 1].
-        std: of each channel.
-
-    Returns:
-        A function of a PIL image or a (C, H, W) uint8 tensor that gives a (C, h, w) float32 tensor.
-    """
-    size = _height_width(image_size)
-    return v2.Compose(
-        [
-            v2.ToImage(),
-            v2.Resize(max(size), interpolation=InterpolationMode.BICUBIC, antialias=True),
-            v2.CenterCrop(size),
-            *_to_normalized(mean, std),
-            v2.ToPureTensor(),
-        ]
-    )
 
 
 def _height_width(image_size: int | tuple[int, int]) -> tuple[int, int]:

@@ -28,4 +28,4 @@ class DINOTask(SelfSupervisedTask):
     def __init__(self, recipe: DINORecipe) -> None:
         super().__init__(recipe)
         self.objective = DINOObjective(self.network, recipe.objective)
-        self.dataset = multi_crop(self.source, recipe.data.image_size, self.tensors, recipe.views, recipe.run.seed)
+        self.dataset = multi_crop(self.source, recipe.data.image_size, self.inputs, recipe.views, recipe.run.seed)

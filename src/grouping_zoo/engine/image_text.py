@@ -14,19 +14,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from grouping_zoo.data.captioned import CaptionedImages, CaptionedStream
 from grouping_zoo.data.captions import PROMPT_TEMPLATES, NltkNounExtractor, NounExtractor, VocabularyNounExtractor
 from grouping_zoo.data.captions import frequent_nouns as find_frequent_nouns
-from grouping_zoo.data.image_text import (
-    CaptionedImages,
-    CaptionedStream,
-    ImageTextDataset,
-    ImageTextStream,
-    captioned_folder,
-    collate,
-    hub_images,
-    shard_stream,
-)
-from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.image_text import ImageTextDataset, ImageTextStream, SampleMaker, collate
+from grouping_zoo.data.sets import find_set, open_captions, set_spec
+from grouping_zoo.data.sets.objects import Objects
+from grouping_zoo.data.sets.scenes import Scenes
 from grouping_zoo.data.tokenization import clip_tokenizer, make_tokenize, train_tokenizer
 from grouping_zoo.data.views import train_transform
 from grouping_zoo.engine.model_card import image_text_card
@@ -60,6 +54,7 @@ PARTS = {
 }
 Part = Literal["all", "grouping_blocks", "last_grouping_block", "image_projector", "text_projector"]
 CAPTIONS_FOR_VOCABULARY = 2000
+Source = Scenes | Objects | CaptionedImages | CaptionedStream
 
 
 @dataclass(kw_only=True)
@@ -102,11 +97,11 @@ class ModelConfig:
 class DataConfig:
     """Images with captions, and the nouns in them."""
 
-    source: Literal["scenes", "folder", "hub", "webdataset"] = "scenes"
-    """"scenes": the built-in ones; "folder": images with metadata.csv or metadata.jsonl; "hub": a data set's name;
-    "webdataset": shards."""
+    source: str = "scenes"
+    """A data set with captions: "scenes", "digits", "folder:DIR" (images with metadata.csv or metadata.jsonl),
+    "hub:NAME", "webdataset:SHARDS"."""
     path: str | None = None
-    """Folder, hub name, or shard pattern; null for scenes."""
+    """The part of the source after the colon, if it is not written there: source: folder, path: DIR."""
     split: str = "train"
     """Split of a hub data set."""
     streaming: bool = False
@@ -114,9 +109,9 @@ class DataConfig:
     length: int = 10_000
     """Scenes an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
-    """Objects in the scenes."""
+    """Objects of the scenes; "digits" is another way to write source: digits."""
     recolor: float = 0.0
-    """Fraction of the scenes with their photo in other colours."""
+    """Fraction of the scenes with their photo in other colors."""
     image_size: int = 224
     """Side of the training views in pixels."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -143,13 +138,14 @@ class DataConfig:
     """Keep only nouns in at least so many captions (section 5.7.1); 0 keeps all. Reads all captions once."""
 
     def __post_init__(self) -> None:
-        if (self.source == "scenes") != (self.path is None):
-            raise ValueError(
-                f"data.path: expected {'null' if self.source == 'scenes' else 'a path or name'} with "
-                f"data.source={self.source}, got {self.path}"
-            )
+        find_set(self.spec, ("caption",))
         if (self.nouns == "vocabulary") != bool(self.vocabulary):
             raise ValueError("data.vocabulary: give nouns with data.nouns=vocabulary, and only then")
+
+    @property
+    def spec(self) -> str:
+        """The data set, as `open_captions` takes it."""
+        return set_spec(self.source, self.path, self.objects)
 
 
 @dataclass(kw_only=True)
@@ -192,7 +188,7 @@ class ImageTextTask:
 
     def __init__(self, recipe: ImageTextRecipe) -> None:
         self.recipe = recipe
-        source = _open_source(recipe)
+        self.source = source = _open_source(recipe)
         self.tokenizer = _make_tokenizer(recipe.model, source)
         self.tokenize = make_tokenize(self.tokenizer)
         self.model_settings = _model_settings(recipe.model, self.tokenizer)
@@ -208,8 +204,7 @@ class ImageTextTask:
         self.dataset: Dataset[Any] = _make_dataset(recipe, source, self.tokenize, self.model.vision.pretrained_cfg)
         self.collate: Callable[[list[Any]], Any] = collate
         zero_shot = {**self._segmenter_settings, "templates": recipe.zero_shot.templates}
-        scenes = "digits" if recipe.data.objects == "digits" else "scenes"
-        data = scenes if recipe.data.source == "scenes" else None
+        data = recipe.data.spec if find_set(recipe.data.spec, ("caption",))[0].has_objects else None
         self.validation = Validation(recipe.evaluation, data, recipe.run.num_workers, zero_shot)
         self.validation.check(self._evaluated(self.model))
 
@@ -234,8 +229,8 @@ class ImageTextTask:
         settings, size = self.recipe.zero_shot, self.recipe.data.image_size
         description = input_cfg(model.vision) | {"input_size": [model.vision.in_chans, size, size]}
         class_names = settings.class_names
-        if class_names is None and self.recipe.data.source == "scenes":
-            class_names = list(Scenes(objects=self.recipe.data.objects).class_names)
+        if class_names is None and isinstance(self.source, Scenes | Objects):
+            class_names = list(self.source.class_names)
         config = ZooGroupViTConfig(
             **self.model_settings,
             class_names=class_names,
@@ -249,7 +244,7 @@ class ImageTextTask:
             size={"height": size, "width": size}, image_mean=description["mean"], image_std=description["std"]
         )
         processor = ZooGroupViTProcessor(image_processor, self.tokenizer)
-        data = self.recipe.data.path or self.recipe.data.source
+        data = self.recipe.data.spec
         card = image_text_card(self.recipe.run, self.recipe.model.architecture, data, card_metrics(metrics))
         save_checkpoint(folder, published.eval(), processor, card)
 
@@ -298,25 +293,27 @@ def freeze_all_but(model: ImageTextModel, parts: Iterable[Part]) -> None:
         parameter.requires_grad_(any(pattern.match(name) for pattern in patterns.values()))
 
 
-def _open_source(recipe: ImageTextRecipe) -> Scenes | CaptionedImages | CaptionedStream:
+def _open_source(recipe: ImageTextRecipe) -> Source:
     data = recipe.data
-    if data.path is None:
-        return Scenes("train", data.length, data.image_size, recipe.run.seed, data.objects, data.recolor)
-    if data.source == "folder":
-        return captioned_folder(data.path)
-    if data.source == "hub":
-        return hub_images(data.path, data.split, data.streaming)
-    return shard_stream(data.path)
+    return open_captions(
+        data.spec,
+        data.split,
+        length=data.length,
+        image_size=data.image_size,
+        seed=recipe.run.seed,
+        recolor=data.recolor,
+        streaming=data.streaming,
+    )
 
 
-def _captions(source: Scenes | CaptionedImages, count: int) -> Iterator[str]:
+def _captions(source: Scenes | Objects | CaptionedImages, count: int) -> Iterator[str]:
     """The first captions, without opening images that lie in files."""
     if isinstance(source, CaptionedImages):
         return islice(source.captions(), count)
     return (source[index].caption for index in range(min(len(source), count)))
 
 
-def _noun_extractor(data: DataConfig, source: Scenes | CaptionedImages | CaptionedStream) -> NounExtractor | None:
+def _noun_extractor(data: DataConfig, source: Source) -> NounExtractor | None:
     if data.nouns == "source" or not data.num_nouns:
         return None
     extractor: NounExtractor
@@ -334,7 +331,7 @@ def _noun_extractor(data: DataConfig, source: Scenes | CaptionedImages | Caption
 
 def _make_dataset(
     recipe: ImageTextRecipe,
-    source: Scenes | CaptionedImages | CaptionedStream,
+    source: Source,
     tokenize: Callable[[list[str]], Tensor],
     description: dict[str, Any],
 ) -> Dataset[Any]:
@@ -351,15 +348,23 @@ def _make_dataset(
     )
     num_nouns = data.num_nouns if recipe.objective.noun_weights else 0
     extractor = _noun_extractor(data, source)
-    arguments = (transform, tokenize, extractor, num_nouns, data.fill, recipe.run.seed, data.prompts)
+    make = SampleMaker(
+        transform=transform,
+        tokenize=tokenize,
+        noun_extractor=extractor,
+        num_nouns=num_nouns,
+        fill=data.fill,
+        seed=recipe.run.seed,
+        templates=data.prompts,
+    )
     if isinstance(source, CaptionedStream):
-        stream = ImageTextStream(source, *arguments)
+        stream = ImageTextStream(source, make)
         stream.check_shards(max(recipe.run.num_workers, 1))
         return stream
-    return ImageTextDataset(source, *arguments)
+    return ImageTextDataset(source, make)
 
 
-def _make_tokenizer(config: ModelConfig, source: Scenes | CaptionedImages | CaptionedStream) -> PreTrainedTokenizerBase:
+def _make_tokenizer(config: ModelConfig, source: Source) -> PreTrainedTokenizerBase:
     if config.tokenizer == "clip":
         return clip_tokenizer(config.context_length)
     if config.tokenizer != "trained":

@@ -28,4 +28,4 @@ class MoCoV3Task(SelfSupervisedTask):
     def __init__(self, recipe: MoCoV3Recipe) -> None:
         super().__init__(recipe)
         self.objective = MoCoV3Objective(self.network, recipe.objective)
-        self.dataset = two_views(self.source, recipe.data.image_size, self.tensors, recipe.views, recipe.run.seed)
+        self.dataset = two_views(self.source, recipe.data.image_size, self.inputs, recipe.views, recipe.run.seed)

@@ -5,14 +5,13 @@ from typing import Any
 
 import timm
 
-from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews, Target
+from grouping_zoo.data.augmented import AugmentationConfig, AugmentedDataset, Target
+from grouping_zoo.data.sets import Knowledge, set_names
+from grouping_zoo.data.sets.label_maps import IGNORE_INDEX
 from grouping_zoo.engine.vision import VisionRecipe, VisionTask
 from grouping_zoo.hf.checkpoint_folder import timm_source
 from grouping_zoo.models.vt_fpn import SemanticFPN
 from grouping_zoo.objectives.supervised import ClassificationConfig, ClassificationObjective, SegmentationObjective
-
-IGNORE_INDEX = 255
-WITHOUT_MASKS = ("photos", "folder", "hub")
 
 
 @dataclass(kw_only=True)
@@ -29,9 +28,14 @@ class SupervisedRecipe(VisionRecipe):
         super().__post_init__()
         if self.target == "mask" and self.objective != ClassificationConfig():
             raise ValueError(f"objective: expected nothing with target=mask, got {self.objective}; leave it out")
-        if self.target == "mask" and self.data.source in WITHOUT_MASKS:
-            raise ValueError(f"data.source: expected images with masks with target=mask, got {self.data.source}")
-        if self.target == "class" and self.data.source == "scenes" and self.data.max_objects != 1:
+        data_set = self.data.data_set
+        needed: Knowledge = "label" if self.target == "class" else "mask"
+        if needed not in data_set.knows:
+            raise ValueError(
+                f"data.source: expected images with {needed}s with target={self.target}, got {self.data.spec}; choose "
+                f"one of {set_names((needed,))}"
+            )
+        if self.target == "class" and data_set.has_objects and self.data.max_objects != 1:
             raise ValueError(
                 f"data.max_objects: expected 1 with target=class, for a scene of several objects has no class, got "
                 f"{self.data.max_objects}; set 1"
@@ -51,7 +55,7 @@ class SupervisedTask(VisionTask):
     def __init__(self, recipe: SupervisedRecipe) -> None:
         super().__init__(recipe)
         # Mixup blends pixels, not superpixels: the network makes its own.
-        self.tensors = replace(self.tensors, superpixel_method=None)
+        self.inputs = replace(self.inputs, input_makers={})
         wanted = recipe.target == "mask"
         self.auto_class = "AutoModelFor" + ("SemanticSegmentation" if wanted else "ImageClassification")
         if wanted:
@@ -61,16 +65,16 @@ class SupervisedTask(VisionTask):
             teacher = None if name is None else open_teacher(name)
             self.objective = ClassificationObjective(self.network, recipe.objective, teacher)
         data, seed = recipe.data, recipe.run.seed
-        self.dataset = LabelledViews(
-            self.source, data.image_size, self.tensors, recipe.augmentation, recipe.target, seed
+        self.dataset = AugmentedDataset(
+            self.source, data.image_size, self.inputs, recipe.augmentation, recipe.target, seed
         )
 
     def head_classes(self) -> list[str]:
-        """Those of the source; masks of scenes have the background as their class 0."""
-        names = list(self.source.class_names)
+        """Return the names of the classes of images, or of the values of masks, background included."""
+        names = self.source.object_names if self.recipe.target == "class" else self.source.class_names
         if not names:
-            raise ValueError("data: expected images with classes, but the source knows none; choose another one")
-        return ["background", *names] if self.recipe.target == "mask" and self.recipe.data.source == "scenes" else names
+            raise ValueError("data.source: expected images with classes, but the source knows none; choose another one")
+        return list(names)
 
     def check_network(self) -> None:
         """See `VisionTask`: a network for images or pixels, whichever the target is."""

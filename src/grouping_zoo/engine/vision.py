@@ -11,9 +11,8 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 
-from grouping_zoo.data.image_source import BUILT_IN, ImageSource, open_images
-from grouping_zoo.data.multi_view import image_tensors
-from grouping_zoo.data.segmentation_sets import open_segmentation_set
+from grouping_zoo.data.input_transform import input_transform
+from grouping_zoo.data.sets import DataSet, ImageSet, find_set, open_set, set_spec
 from grouping_zoo.engine.model_card import vision_card
 from grouping_zoo.engine.recipe import Recipe
 from grouping_zoo.engine.validation import EvaluationConfig, Validation, card_metrics
@@ -36,52 +35,37 @@ class ModelConfig:
 class ImageDataConfig:
     """Images to train on."""
 
-    source: Literal[
-        "scenes",
-        "photos",
-        "folder",
-        "hub",
-        "voc",
-        "context",
-        "coco-object",
-        "coco-stuff",
-        "ade20k",
-        "lip",
-        "parts",
-        "densepose",
-    ] = "scenes"
-    """"scenes", "photos": the built-in ones; "folder": images in a folder, one subfolder a class, or none where none
-    is known; "hub": a data set's name; the others: the folder of that data set, with masks."""
+    source: str = "scenes"
+    """A data set as `grouping-zoo eval --data` takes it: "scenes", "voc:DIR", "folder:DIR", "hub:NAME", ..."""
     path: str | None = None
-    """Folder or hub name; null for the built-in ones."""
+    """The part of the source after the colon, if it is not written there: source: voc, path: DIR."""
     split: str | None = "train"
-    """"train" of the built-in ones; subfolder of the folder, null for the folder itself; split of the hub data set."""
+    """"train", "validation", or the data set's own name of a split; null for all images of a folder."""
     image_size: int = 224
     """Side of the network's images in pixels."""
     length: int = 10_000
     """Built-in images an epoch."""
     objects: Literal["shapes", "digits"] = "shapes"
-    """Objects in the scenes."""
+    """Objects of the scenes; "digits" is another way to write source: digits."""
     max_objects: int = 3
-    """Most objects of a scene; 1 gives scenes with a class."""
+    """Largest number of objects in a scene; 1 gives scenes with a class."""
     recolor: float = 0.0
-    """Fraction of the scenes with their photo in other colours."""
+    """Fraction of the scenes with their photo in other colors."""
 
     def __post_init__(self) -> None:
-        if (self.source in BUILT_IN) != (self.path is None):
-            raise ValueError(
-                f"data.path: expected {'null' if self.source in BUILT_IN else 'a folder or name'} with "
-                f"data.source={self.source}, got {self.path}"
-            )
+        find_set(self.spec)
         if self.image_size < 1:
             raise ValueError(f"data.image_size: expected a side in pixels, got {self.image_size}; set 224")
 
     @property
     def spec(self) -> str:
-        """The data set's name in `grouping-zoo eval --data`."""
-        if self.source == "scenes" and self.objects == "digits":
-            return "digits"
-        return self.source if self.path is None else f"{self.source}:{self.path}"
+        """The data set, as `open_set` and `grouping-zoo eval --data` take it."""
+        return set_spec(self.source, self.path, self.objects)
+
+    @property
+    def data_set(self) -> DataSet:
+        """Its entry in the registry."""
+        return find_set(self.spec)[0]
 
 
 @dataclass(kw_only=True)
@@ -102,7 +86,7 @@ class VisionTask:
     Attributes:
         source: the training images.
         network: the timm model.
-        tensors: what the network takes of an image.
+        inputs: prepares images for the network.
     """
 
     method: ClassVar[str]
@@ -117,7 +101,7 @@ class VisionTask:
         self.recipe = recipe
         self.source = open_source(recipe.data, recipe.run.seed)
         self.network = create_network(recipe.model, len(self.head_classes()), recipe.data.image_size)
-        self.tensors = image_tensors(self.network)
+        self.inputs = input_transform(self.network)
         self.check_network()
         self.validation = Validation(recipe.evaluation, recipe.data.spec, recipe.run.num_workers)
         self.validation.check(self._evaluated(self.network))
@@ -141,7 +125,7 @@ class VisionTask:
     def export(self, model: nn.Module, folder: Path, metrics: dict[str, float]) -> None:
         """Writes a checkpoint folder that timm and, for this package's models, transformers open."""
         run, data, architecture = self.recipe.run, self.recipe.data, self.recipe.model.architecture
-        card = vision_card(run, architecture, data.path or data.source, self.method, self.auto_class)
+        card = vision_card(run, architecture, data.spec, self.method, self.auto_class)
         publish(model, folder, card, class_names=self.head_classes() or None, metrics=card_metrics(metrics))
 
     def load_weights(self, source: str) -> None:
@@ -166,21 +150,17 @@ class VisionTask:
         return network_model(self.recipe.model.architecture, network, device, self.head_classes() or None)
 
 
-def open_source(data: ImageDataConfig, seed: int, **changes: Any) -> ImageSource:
-    """The images of a recipe; `changes` replace its settings."""
-    settings: dict[str, Any] = dict(
-        split=data.split,
+def open_source(data: ImageDataConfig, seed: int) -> ImageSet:
+    """Open the images of a recipe."""
+    return open_set(
+        data.spec,
+        data.split,
         length=data.length,
         image_size=data.image_size,
         seed=seed,
-        objects=data.objects,
         max_objects=data.max_objects,
         recolor=data.recolor,
     )
-    settings |= changes
-    if data.source in ("scenes", "photos", "folder", "hub"):
-        return open_images(data.source, data.path, **settings)
-    return open_segmentation_set(f"{data.source}:{data.path}", settings["split"])
 
 
 def create_network(config: ModelConfig, num_classes: int, image_size: int) -> Any:

@@ -1,7 +1,7 @@
 """Surroundings of a task: a model, the data, and the processes that share the work."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grouping_zoo.evaluation.data import EvaluationImages, EvaluationSet, Split
+from grouping_zoo.data.evaluation_dataset import EvaluationDataset
+from grouping_zoo.evaluation.data import EvaluationSet, Split
 from grouping_zoo.evaluation.distributed import Ranks
 from grouping_zoo.evaluation.evaluated_model import EvaluatedModel
 from grouping_zoo.evaluation.feature_cache import FeatureCache, feature_key, folder_fingerprint
@@ -94,21 +95,14 @@ class EvaluationContext:
         if not seen:
             raise ValueError(f"data: expected images that can be read in {self.data.spec}, got none; check the split")
 
-    def images(self, split: Split, crop: CropMode) -> EvaluationImages:
+    def images(self, split: Split, crop: CropMode) -> EvaluationDataset:
         """Return the images of a split as the model sees them."""
         model, data = self.model, self.data
         source = data.source(split, self.size, single=crop == "classification")
-        # Scenes are made at the network's size.
-        crop_pct = model.pretrained_cfg.get("crop_pct") if crop == "classification" and not data.is_built_in else None
-        return EvaluationImages(
-            source,
-            data.order(source, split),
-            self.size,
-            model.tensors,
-            whole=crop == "whole",
-            crop_fraction=crop_pct or 1.0,
-            resampling=Image.Resampling[model.pretrained_cfg.get("interpolation", "bicubic").upper()],
-        )
+        transform = replace(model.inputs, image_size=self.size)
+        if crop != "classification" or data.is_built_in:  # scenes are made at the network's size
+            transform = replace(transform, crop_pct=1.0, crop_mode="center")
+        return EvaluationDataset(source, data.order(source, split), transform, whole=crop == "whole")
 
     def features(self, split: Split) -> tuple[Tensor, Tensor]:
         """Return features (N, D) and labels (N,) of a split's images, computed once, or never if the cache has them."""
@@ -119,8 +113,8 @@ class EvaluationContext:
     def example_images(self, batch: dict[str, Any]) -> Tensor:
         """Return those of a batch's images that plots show, (n, 3, H, W) uint8."""
         rows = batch["pixel_values"][batch["index"] < EXAMPLE_IMAGES]
-        tensors = self.model.tensors
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (tensors.mean, tensors.std))
+        inputs = self.model.inputs
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (inputs.mean, inputs.std))
         return ((rows * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _cached_features(self, split: Split) -> dict[str, Tensor]:
@@ -156,10 +150,7 @@ class EvaluationContext:
         if ":" in data.spec and folder.is_dir():
             described["files"] = folder_fingerprint(folder)
         preprocessing = dict(
-            size=list(images.size),
-            crop_fraction=images.crop_fraction,
-            resampling=images.resampling.name,
+            **images.transform.settings(),
             call_args={name: str(value) for name, value in self.model.call_args.items()},
-            **{name: str(value) for name, value in vars(images.tensors).items()},
         )
         return feature_key(self.model.network, described, preprocessing)

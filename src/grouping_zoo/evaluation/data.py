@@ -1,21 +1,13 @@
-"""Evaluation data: training and held-out images of a set, prepared for a network."""
+"""Evaluation data: training and held-out images of a set."""
 
-import math
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
-from torchvision.transforms.v2 import functional as F
 
 from grouping_zoo.data.image_source import LabelledImage
-from grouping_zoo.data.multi_view import ImageTensors
-from grouping_zoo.data.segmentation_sets import BUILT_IN, SegmentationSet, open_segmentation_set
-from grouping_zoo.evaluation.distributed import UnreadableImage
+from grouping_zoo.data.sets import ImageSet, find_set, open_set
 
 Split = Literal["train", "test"]
 """Images to learn from, or held-out ones; `EvaluationSet` says what the data set calls them."""
@@ -28,7 +20,7 @@ class EvaluationSet:
     """Training and held-out images of one data set.
 
     Args:
-        spec: see `open_segmentation_set`: "scenes", "digits", "voc:DIR", "folder:DIR", ...
+        spec: see `open_set`: "scenes", "digits", "voc:DIR", "folder:DIR", ...
         split: the data set's name of the held-out split.
         train_split: its name of the training split.
         images: how many held-out images to evaluate on, drawn by chance; all of a stored set, 500 scenes if omitted.
@@ -43,7 +35,7 @@ class EvaluationSet:
     train_images: int | None = None
     seed: int = 0
     # Large lists of files and annotations are read once.
-    _opened: dict[tuple[Any, ...], SegmentationSet] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _opened: dict[tuple[Any, ...], ImageSet] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,9 +45,9 @@ class EvaluationSet:
     @property
     def is_built_in(self) -> bool:
         """Whether it is a built-in one, whose images are made at any size."""
-        return self.spec in BUILT_IN
+        return find_set(self.spec)[0].is_built_in
 
-    def source(self, split: Split, size: tuple[int, int], single: bool) -> SegmentationSet:
+    def source(self, split: Split, size: tuple[int, int], single: bool) -> ImageSet:
         """Open all images of a split.
 
         Args:
@@ -73,7 +65,7 @@ class EvaluationSet:
             )
         key = (split, size, single) if self.is_built_in else (split,)
         if key not in self._opened:
-            opened = open_segmentation_set(
+            opened = open_set(
                 self.spec,
                 self.train_split if split == "train" else self.split,
                 length=self.count(split) or 1,
@@ -94,13 +86,13 @@ class EvaluationSet:
         asked = self.images if split == "test" else self.train_images
         return asked or (SCENE_COUNTS[split] if self.is_built_in else None)
 
-    def order(self, source: SegmentationSet, split: Split) -> np.ndarray:
+    def order(self, source: ImageSet, split: Split) -> np.ndarray:
         """Draw the numbers of the images that are taken, ascending."""
         drawn = np.random.default_rng(self.seed).permutation(len(source))[: self.count(split)]
         return np.sort(drawn)
 
     @cached_property
-    def _example(self) -> tuple[SegmentationSet, LabelledImage]:
+    def _example(self) -> tuple[ImageSet, LabelledImage]:
         source = self.source("test", (32, 32), single=True)
         found = next(source.readable(range(len(source))), None)
         if found is None:
@@ -133,79 +125,3 @@ class EvaluationSet:
     def ignore_index(self) -> int | None:
         """The masks' label of pixels that do not count."""
         return self._example[0].ignore_index
-
-
-class EvaluationImages(Dataset[dict[str, Any] | UnreadableImage]):
-    """Images as a network takes them, with what is known of them.
-
-    A sample is ``{"index": int, "pixel_values": (3, H, W) float32}`` with ``"superpixels"`` (H, W), ``"label"``,
-    ``"mask"`` and ``"instances"`` where there are such.
-
-    Args:
-        source: of images.
-        order: the numbers of those that are taken.
-        size: (height, width) that the network was made for.
-        tensors: what is made of an image.
-        whole: show the whole image, its shorter side resized, and leave its masks as they are; else the centre of
-            both is cropped to `size`.
-        crop_fraction: fraction of the resized image's sides that the crop keeps.
-        resampling: how images are resized.
-    """
-
-    def __init__(
-        self,
-        source: SegmentationSet,
-        order: np.ndarray,
-        size: tuple[int, int],
-        tensors: ImageTensors,
-        *,
-        whole: bool = False,
-        crop_fraction: float = 1.0,
-        resampling: Image.Resampling = Image.Resampling.BICUBIC,
-    ) -> None:
-        self.source = source
-        self.order = order
-        self.size = size
-        self.tensors = tensors
-        self.whole = whole
-        self.crop_fraction = crop_fraction
-        self.resampling = resampling
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: int) -> dict[str, Any] | UnreadableImage:
-        number = int(self.order[index])
-        read = next(self.source.readable([number]), None)
-        if read is None:
-            name = f"{self.source.name}, image {number}"
-            return UnreadableImage(name, self.source.corrupt.reasons[name] if self.source.corrupt is not None else name)
-        found = read[1]
-        view = F.pil_to_tensor(self._view(found.image, self.resampling))
-        sample: dict[str, Any] = {"index": index, **self.tensors.inputs(view)}
-        if found.label is not None:
-            sample["label"] = found.label
-        return sample | {name: self._mask(mask) for name, mask in _masks(found).items()}
-
-    def _mask(self, mask: np.ndarray) -> Tensor:
-        if self.whole:
-            return torch.from_numpy(mask.astype(np.int64))
-        # 32-bit integers: the only kind beside 8-bit ones that Pillow resizes without loss.
-        view = self._view(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.asarray(view).astype(np.int64))
-
-    def _view(self, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-        height, width = self.size
-        if self.whole:
-            scale = min(self.size) / min(image.size)
-            resized = (round(scale * image.width), round(scale * image.height))
-            return image if resized == image.size else image.resize(resized, resampling)
-        scale = max(width / image.width, height / image.height) / self.crop_fraction
-        resized = (max(width, math.floor(scale * image.width)), max(height, math.floor(scale * image.height)))
-        view = image if resized == image.size else image.resize(resized, resampling)
-        return F.center_crop(view, [height, width])
-
-
-def _masks(found: LabelledImage) -> dict[str, np.ndarray]:
-    masks = {"mask": found.mask, "instances": found.instances}
-    return {name: mask for name, mask in masks.items() if mask is not None}

@@ -1,23 +1,19 @@
 """Work on a set of images shared by the processes of `accelerate launch`, with the results of one process."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from grouping_zoo.data.evaluation_dataset import collate_readable
+from grouping_zoo.data.images import Unreadable
+
 Result = TypeVar("Result")
-
-
-class UnreadableImage(NamedTuple):
-    """An image that a data set could not read, and why."""
-
-    name: str
-    reason: str
 
 
 class Ranks:
@@ -56,13 +52,13 @@ class Ranks:
         workers: int = 0,
         description: str = "images",
         progress: bool = False,
-    ) -> Iterator[tuple[Result | None, list[UnreadableImage]]]:
+    ) -> Iterator[tuple[Result | None, list[Unreadable]]]:
         """Call a function with every batch, in one process each.
 
         Args:
             function: from a batch, as `default_collate` makes it, to what all processes are to know: anything that
                 can be pickled, tensors on the CPU.
-            images: samples as dictionaries, or `UnreadableImage`.
+            images: samples as dictionaries, or `Unreadable`.
             batch_size: images a batch.
             workers: processes that read images for each process.
             description: of the progress bar.
@@ -74,7 +70,7 @@ class Ranks:
         total = len(images)  # type: ignore[arg-type]  # data sets here are map-style
         batches = [list(range(start, min(start + batch_size, total))) for start in range(0, total, batch_size)]
         mine = batches[self.rank :: self.count]
-        loader = iter(DataLoader(images, batch_sampler=mine, collate_fn=_collate, num_workers=workers))
+        loader = iter(DataLoader(images, batch_sampler=mine, collate_fn=collate_readable, num_workers=workers))
         rounds = range(0, len(batches), self.count)
         for _ in tqdm(
             rounds, desc=description, unit="batch", leave=False, disable=None if progress and self.is_main else True
@@ -92,11 +88,3 @@ class Ranks:
     def _gather(self, value: Any) -> list[Any]:
         """Return the values of all processes, in each of them."""
         return [value] if self.count == 1 else gather_object([value])
-
-
-def _collate(
-    samples: list[Mapping[str, Any] | UnreadableImage],
-) -> tuple[dict[str, Any] | None, list[UnreadableImage]]:
-    unreadable = [sample for sample in samples if isinstance(sample, UnreadableImage)]
-    readable = [sample for sample in samples if not isinstance(sample, UnreadableImage)]
-    return (default_collate(readable) if readable else None), unreadable

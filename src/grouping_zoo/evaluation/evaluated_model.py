@@ -15,7 +15,7 @@ from timm.models import get_model_args
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from grouping_zoo.data.multi_view import ImageTensors, image_tensors
+from grouping_zoo.data.input_transform import InputTransform, input_transform
 from grouping_zoo.data.tokenization import make_tokenize
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.base import ZooPreTrainedModel
@@ -43,7 +43,7 @@ class EvaluatedModel:
         model: the transformers model, or the timm network where there is none.
         network: the timm network in it, from images to features.
         device: where it is.
-        tensors: what it takes of an image.
+        inputs: prepares images for it.
         pretrained_cfg: timm's description of its input.
         class_names: of its head, or that it was made for; None where they are unknown.
         towers: image and text tower of a model with text.
@@ -55,7 +55,7 @@ class EvaluatedModel:
     model: Any
     network: Any
     device: torch.device
-    tensors: ImageTensors
+    inputs: InputTransform
     pretrained_cfg: Mapping[str, Any]
     class_names: list[str] | None = None
     towers: ImageTextModel | None = None
@@ -142,7 +142,7 @@ def network_model(
         model=network,
         network=network,
         device=device,
-        tensors=image_tensors(network),
+        inputs=input_transform(network),
         pretrained_cfg=network.pretrained_cfg,
         class_names=class_names or list(network.pretrained_cfg.get("label_names") or ()) or None,
     )
@@ -186,15 +186,15 @@ def transformers_model(name: str, model: Any, processor: Any, device: torch.devi
     config: Any = model.config
     network = inner.vision if isinstance(inner, ImageTextModel) else inner
     pretrained_cfg = {**network.pretrained_cfg, **(config.pretrained_cfg or {})}
-    tensors = image_tensors(network, pretrained_cfg["mean"], pretrained_cfg["std"])
+    inputs = input_transform(network, pretrained_cfg=pretrained_cfg)
     plain = EvaluatedModel(
-        name=name, model=model, network=network, device=device, tensors=tensors, pretrained_cfg=pretrained_cfg
+        name=name, model=model, network=network, device=device, inputs=inputs, pretrained_cfg=pretrained_cfg
     )
     if isinstance(inner, ImageTextModel) and isinstance(processor, ProcessorMixin):
         images: Any = processor.image_processor
         return dataclasses.replace(
             plain,
-            tensors=image_tensors(network, images.image_mean, images.image_std),
+            inputs=dataclasses.replace(inputs, mean=tuple(images.image_mean), std=tuple(images.image_std)),
             class_names=list(config.class_names or ()) or None,
             towers=inner,
             tokenize=make_tokenize(processor.tokenizer),

@@ -22,7 +22,6 @@ from transformers import (
     GroupViTModel,
     PreTrainedConfig,
 )
-from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -32,6 +31,7 @@ from transformers.utils import can_return_tuple
 
 from grouping_zoo.grouping import Grouping
 from grouping_zoo.hf.base import ZooPreTrainedModel, hub_arguments
+from grouping_zoo.hf.image_processing import PillowResizing
 from grouping_zoo.hf.vision import input_cfg
 from grouping_zoo.models.groupvit_checkpoint import convert_state_dict
 from grouping_zoo.models.image_text import ImageTextModel
@@ -356,7 +356,7 @@ def _contrastive_loss(logits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-class ZooGroupViTImageProcessor(TorchvisionBackend):
+class ZooGroupViTImageProcessor(PillowResizing):
     """Resizes an image (whole, without cropping), scales it to [0, 1] and normalises it with ImageNet's figures."""
 
     resample = PILImageResampling.BICUBIC

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from evaluated import ClassInCorner, context_of, grey_folder, model_of
-from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.sets.scenes import Scenes
 from grouping_zoo.evaluation.data import EvaluationSet
 from grouping_zoo.evaluation.evaluated_model import EvaluatedModel
 from grouping_zoo.evaluation.knn import knn_scores
@@ -28,7 +28,8 @@ def test_knn_equals_direct_computation(cast: EvaluatedModel) -> None:
     def inputs(split: str, count: int, objects: int) -> tuple[list[Any], dict[str, Tensor]]:
         scenes = [Scenes(split, count, 64, 0, max_objects=objects)[index] for index in range(count)]  # type: ignore[arg-type]
         views = [torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes]
-        tensors = [dict(x=cast.tensors.pixels(v), superpixels=cast.tensors.superpixels(v)) for v in views]
+        make = cast.inputs.input_makers["superpixels"]
+        tensors = [dict(x=cast.inputs.pixels(v), superpixels=make(v)) for v in views]
         return scenes, default_collate(tensors)
 
     @torch.no_grad()
@@ -50,7 +51,7 @@ def test_zero_shot_classes_are_those_of_the_scenes_one_by_one(groupvit: Evaluate
     assert groupvit.towers is not None
     hits = 0
     for index in range(7):
-        pixels = groupvit.tensors.pixels(torch.from_numpy(scenes[index].image).permute(2, 0, 1))
+        pixels = groupvit.inputs.pixels(torch.from_numpy(scenes[index].image).permute(2, 0, 1))
         hits += int(classify(groupvit.towers, pixels[None], text).argmax()) in scenes[index].classes
     assert ZeroShotClassification().run(context) == {"classification": pytest.approx(100 * hits / 7)}
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from evaluated import ClassInCorner, context_of, model_of
-from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.sets.scenes import Scenes
 from grouping_zoo.evaluation.evaluated_model import EvaluatedModel
 from grouping_zoo.evaluation.metrics.figure_ground import FigureGroundMetric, foreground_masks
 from grouping_zoo.evaluation.metrics.grouping import AdjustedRandIndex, HierarchyMetric
@@ -19,7 +19,8 @@ from grouping_zoo.models.family import GroupingNetwork
 def test_groups_superpixels_and_attention_are_those_of_the_network(cast: EvaluatedModel) -> None:
     scenes = [Scenes("validation", 7, 64)[index] for index in range(7)]
     views = [torch.from_numpy(scene.image).permute(2, 0, 1) for scene in scenes]
-    batch = default_collate([dict(x=cast.tensors.pixels(v), superpixels=cast.tensors.superpixels(v)) for v in views])
+    make = cast.inputs.input_makers["superpixels"]
+    batch = default_collate([dict(x=cast.inputs.pixels(v), superpixels=make(v)) for v in views])
     instances, mask = (
         torch.from_numpy(np.stack([getattr(scene, name) for scene in scenes])).long() for name in ("instances", "mask")
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from evaluated import SCENES, context_of, in_processes, voc_folder
-from grouping_zoo.data.scenes import Scenes
+from grouping_zoo.data.sets.scenes import Scenes
 from grouping_zoo.evaluation.data import EvaluationSet
 from grouping_zoo.evaluation.distributed import Ranks
 from grouping_zoo.evaluation.evaluated_model import EvaluatedModel
@@ -26,7 +26,7 @@ def test_zero_shot_labels_are_those_of_the_scenes_one_by_one(groupvit: Evaluated
     segmentation, boundary = SegmentationMetric(names), BoundaryMetric(names)
     for index in range(7):
         scene = Scenes("validation", 7, 32)[index]
-        prediction = segmenter(groupvit.tensors.pixels(torch.from_numpy(scene.image).permute(2, 0, 1))[None])
+        prediction = segmenter(groupvit.inputs.pixels(torch.from_numpy(scene.image).permute(2, 0, 1))[None])
         for metric in (segmentation, boundary):
             metric.update(prediction, torch.from_numpy(scene.mask)[None].long())
     expected = segmentation.compute()

@@ -16,6 +16,8 @@ from grouping_zoo.data.sampling import SampleKey
 from grouping_zoo.data.sets.objects_backgrounds import draw_background, recolored
 from grouping_zoo.data.sets.objects_captions import Mention, Place, caption_of, choose_word
 from grouping_zoo.data.sets.objects_pictures import NOUNS, PAINTED_NOUNS, Picture, Pose, load_pictures
+from grouping_zoo.data.sets.registry import DataSet, ImageSet, SetOptions, register
+from grouping_zoo.data.sets.scenes import SceneImages
 
 Split = Literal["train", "validation", "val_style"]
 
@@ -392,3 +394,30 @@ def _paint_anew(
     value = np.maximum(np.maximum(color[0], color[1]), color[2]) * np.float32(1 / (255 * paint_value))
     fresh = np.minimum(value * target[:, None, None], alpha)
     color += (fresh - color) * (paint * np.float32(1 / 255))
+
+
+def _open_captions(location: str, split: str | None, options: SetOptions) -> Objects:
+    return Objects(
+        split,  # type: ignore[arg-type]  # others are refused
+        options.length,
+        options.image_size,
+        options.seed,
+        options.recolor,
+        options.max_objects,
+    )
+
+
+def _open_images(location: str, split: str | None, options: SetOptions) -> ImageSet:
+    source = SceneImages(_open_captions(location, split, options))
+    return ImageSet(source, f"objects, {split}", ("background", *CLASSES), background=0)
+
+
+register(
+    DataSet(
+        name="objects",
+        help="pictured objects of 338 classes on photos",
+        knows=("label", "mask", "caption"),
+        open_images=_open_images,
+        open_captions=_open_captions,
+    )
+)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSemanticSegmentation
 
+from grouping_zoo.data.augmented import AugmentationConfig, AugmentedDataset
 from grouping_zoo.data.image_source import ImageSource, LabelledImage
-from grouping_zoo.data.labelled_views import AugmentationConfig, LabelledViews
 from grouping_zoo.data.sampling import EndlessSampler
 from grouping_zoo.evaluation.context import EvaluationContext
 from grouping_zoo.evaluation.dense_transfer import (
@@ -163,10 +163,10 @@ def _training_loader(context: EvaluationContext, settings: TransferSettings) -> 
     data = context.data
     source = data.source("train", context.size, single=False)
     order = data.order(source, "train").tolist()
-    views = LabelledViews(
+    views = AugmentedDataset(
         _Chosen(source, order),
         context.size[0],
-        context.model.tensors,
+        context.model.inputs,
         AugmentationConfig(crop_scale=settings.crop_scale),
         "mask",
         data.seed,
@@ -181,6 +181,7 @@ class _Chosen(ImageSource):
     def __init__(self, source: ImageSource, numbers: list[int]) -> None:
         self.source = source
         self.numbers = numbers
+        self.mirrored_classes = source.mirrored_classes
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -1,4 +1,4 @@
-"""Random views of labelled images for supervised training; a mask moves with its image."""
+"""Random augmentation of labelled images for supervised training; a mask moves with its image."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,8 +11,8 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from grouping_zoo.data.image_source import ImageSource
-from grouping_zoo.data.multi_view import ImageTensors, drawn_by
-from grouping_zoo.data.sampling import SampleKey
+from grouping_zoo.data.input_transform import InputTransform
+from grouping_zoo.data.sampling import SampleKey, sample_seed, seeded_rng
 
 Target = Literal["class", "mask"]
 POLICIES = {"auto_augment": v2.AutoAugment, "rand_augment": v2.RandAugment}
@@ -20,10 +20,10 @@ POLICIES = {"auto_augment": v2.AutoAugment, "rand_augment": v2.RandAugment}
 
 @dataclass(kw_only=True)
 class AugmentationConfig:
-    """How a training view differs from its image."""
+    """Augmentation of a labelled image."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the image that a view shows."""
+    """Smallest and largest fraction of the image that a view shows."""
     flip: float = 0.5
     """Probability of a mirrored view."""
     policy: Literal["auto_augment", "rand_augment"] | None = None
@@ -47,18 +47,36 @@ class AugmentationConfig:
             )
 
 
-class LabelledViews(Dataset[dict[str, Any]]):
+class _Mirror(v2.RandomHorizontalFlip):
+    """Mirrors image and mask, and exchanges the classes that a mirror exchanges, such as left and right hand."""
+
+    def __init__(self, p: float, mirrored_classes: tuple[tuple[int, int], ...]) -> None:
+        super().__init__(p)
+        self.mirrored_classes = mirrored_classes
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Return the input mirrored."""
+        mirrored = super().transform(inpt, params)
+        if not isinstance(mirrored, tv_tensors.Mask):
+            return mirrored
+        exchanged = mirrored.clone()
+        for left, right in self.mirrored_classes:
+            exchanged[mirrored == left], exchanged[mirrored == right] = right, left
+        return exchanged
+
+
+class AugmentedDataset(Dataset[dict[str, Any]]):
     """Map-style training samples, indexed by `SampleKey`: random by (seed, epoch, index) alone.
 
     A sample is ``{"pixel_values": (3, H, W) float32}`` and with it ``"label"`` int, or ``"mask"`` (H, W) int64.
 
     Args:
-        source: of images.
+        source: gives the images.
         image_size: side of a view in pixels.
-        tensors: what is made of a view.
+        inputs: makes the network's inputs of a view.
         config: the augmentation.
-        target: what goes with the view.
-        seed: of everything random.
+        target: what is learned, the class of an image or of each pixel.
+        seed: seed of everything random.
 
     Raises:
         ValueError: on a policy for masks; when read, if the source does not know the target.
@@ -68,7 +86,7 @@ class LabelledViews(Dataset[dict[str, Any]]):
         self,
         source: ImageSource,
         image_size: int,
-        tensors: ImageTensors,
+        inputs: InputTransform,
         config: AugmentationConfig,
         target: Target,
         seed: int,
@@ -79,12 +97,12 @@ class LabelledViews(Dataset[dict[str, Any]]):
                 "and not the mask; set null"
             )
         self.source = source
-        self.tensors = tensors
+        self.inputs = inputs
         self.target = target
         self.seed = seed
         steps: list[nn.Module] = [
             v2.RandomResizedCrop(image_size, scale=config.crop_scale),
-            v2.RandomHorizontalFlip(config.flip),
+            _Mirror(config.flip, source.mirrored_classes),
         ]
         if config.policy is not None:
             steps.append(POLICIES[config.policy]())
@@ -103,11 +121,11 @@ class LabelledViews(Dataset[dict[str, Any]]):
                 f"target: expected images with a {self.target}, but image {key[1]} of the source has none; choose "
                 f"another target or data.source"
             )
-        with drawn_by(self.seed, key):
+        with seeded_rng(sample_seed(self.seed, key)):
             if found.mask is None or self.target == "class":
                 view = self.transform(found.image)
                 rest: dict[str, Any] = {"label": found.label}
             else:
                 view, mask = self.transform(found.image, tv_tensors.Mask(torch.from_numpy(found.mask)))
                 rest = {"mask": mask.as_subclass(torch.Tensor).long()}
-        return {**self.tensors.inputs(F.pil_to_tensor(view)), **rest}
+        return {**self.inputs.inputs(F.pil_to_tensor(view)), **rest}

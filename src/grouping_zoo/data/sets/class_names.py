@@ -1,4 +1,4 @@
-"""Class names of the usual segmentation data sets in the order of their numbers, and colours where these are published.
+"""Class names of the usual segmentation data sets in the order of their numbers, and colors where these are published.
 
 Each data set's own spelling is kept; where it gives several words for a class, as ADE20K does, the first usual one.
 """
@@ -82,9 +82,19 @@ DENSEPOSE_PARTS = (
 )
 
 
+def left_right_pairs(class_names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
+    """Return the indices of classes whose names differ in "left" and "right" alone, as (left, right)."""
+    return tuple(
+        (number, class_names.index(name.replace("left", "right")))
+        for number, name in enumerate(class_names)
+        if name.replace("left", "right") in class_names and "left" in name
+    )
+
+
 def voc_palette(count: int) -> np.ndarray:
-    """The devkit's colours, (count, 3) uint8: three bits of the number, from the lowest on, are the next lower bit of
-    red, green and blue.
+    """Return the devkit's colors, (count, 3) uint8.
+
+    Three bits of the number, from the lowest on, are the next lower bit of red, green and blue.
     """
     numbers = np.arange(count)
     colors = np.zeros((count, 3), dtype=np.uint8)
@@ -98,7 +108,7 @@ def _colors(text: str) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), dtype=np.uint8).reshape(-1, 3)
 
 
-# The colour coding of the scene parsing benchmark.
+# The color coding of the scene parsing benchmark.
 ADE20K_PALETTE = _colors(
     "787878 b47878 06e6e6 503232 04c803 787850 8c8c8c cc05ff e6e6e6 04fa07 e005ff ebff07 96053d 787846 08ff33 "
     "ff0652 8fff8c ccff04 ff3307 cc4603 0066c8 3de6fa ff0633 0b66ff ff0747 ff09e0 0907e6 dcdcdc ff095c 7009ff "

@@ -8,13 +8,15 @@ from matplotlib.path import Path as Outline
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from grouping_zoo.data import class_names
-from grouping_zoo.data.coco_regions import decode_run_lengths, region_mask
 from grouping_zoo.data.images import CorruptImages
 from grouping_zoo.data.sampling import SampleKey
-from grouping_zoo.data.scenes import CLASSES, Scenes
-from grouping_zoo.data.segmentation_sets import LAYOUTS, SegmentationSet, open_segmentation_set
+from grouping_zoo.data.sets import class_names, open_set
+from grouping_zoo.data.sets.coco import OBJECTS, STUFF
+from grouping_zoo.data.sets.coco_regions import decode_run_lengths, region_mask
+from grouping_zoo.data.sets.layouts import LAYOUTS as PLAIN_LAYOUTS
+from grouping_zoo.data.sets.scenes import CLASSES, Scenes
 
+LAYOUTS = {**PLAIN_LAYOUTS, "coco-object": OBJECTS, "coco-stuff": STUFF}
 HEIGHT, WIDTH = 4, 6
 CLASS_COUNTS = {
     "voc": 21,
@@ -91,7 +93,7 @@ def _grey(found) -> int:
 @pytest.mark.parametrize("kind", list(FOLDERS))
 def test_label_maps_become_masks_of_class_numbers(tmp_path: Path, kind: str) -> None:
     _make(tmp_path, kind)
-    found = open_segmentation_set(f"{kind}:{tmp_path}")
+    found = open_set(f"{kind}:{tmp_path}")
     assert len(found) == 2
     assert len(found.class_names) == CLASS_COUNTS[kind]
     assert found.ignore_index == 255
@@ -116,7 +118,7 @@ def test_a_value_that_is_no_class_is_refused(tmp_path: Path, kind: str) -> None:
     values = _value_map(kind)
     values[1, 2] = UNKNOWN_VALUES[kind]
     _make(tmp_path, kind, "a", values)
-    found = open_segmentation_set(f"{kind}:{tmp_path}")
+    found = open_set(f"{kind}:{tmp_path}")
     found.source.corrupt = CorruptImages(minimum_count=1, max_fraction=0)
     with pytest.raises(ValueError, match="corrupt images") as error:
         found[0]
@@ -163,17 +165,17 @@ def test_splits_have_usual_names_and_the_data_sets_own(tmp_path: Path) -> None:
     (lists / "train.txt").write_text("c\n")
     (lists / "trainval.txt").write_text("a\nb\nc\n\n")
     spec = f"voc:{tmp_path / 'voc'}"
-    lengths = {split: len(open_segmentation_set(spec, split)) for split in (None, "validation", "val", "trainval")}
-    assert lengths == {None: 3, "validation": 3, "val": 3, "trainval": 3}
-    train = open_segmentation_set(spec, "train")
+    lengths = {split: len(open_set(spec, split)) for split in ("validation", "val", "trainval")}
+    assert lengths == {"validation": 3, "val": 3, "trainval": 3}
+    train = open_set(spec, "train")
     assert len(train) == 1
     assert abs(_grey(train[0]) - 80) <= 2
     assert train.name == f"{spec}, train"
     _save_image(tmp_path / "ade20k/images/training/z.jpg", grey=200)
     _save_map(tmp_path / "ade20k/annotations/training/z.png", np.ones((HEIGHT, WIDTH)))
-    (train,) = open_segmentation_set(f"ade20k:{tmp_path / 'ade20k'}", "train")
+    (train,) = open_set(f"ade20k:{tmp_path / 'ade20k'}", "train")
     assert (_grey(train), train.mask.tolist()) == (200, [[0] * WIDTH] * HEIGHT)
-    assert len(open_segmentation_set(f"ade20k:{tmp_path / 'ade20k'}", "training")) == 1
+    assert len(open_set(f"ade20k:{tmp_path / 'ade20k'}", "training")) == 1
 
 
 @pytest.mark.parametrize("kind", list(FOLDERS))
@@ -181,7 +183,7 @@ def test_another_layout_is_answered_with_the_expected_one(tmp_path: Path, kind: 
     images, masks, listing = FOLDERS[kind]
     spec = f"{kind}:{tmp_path}"
     with pytest.raises(FileNotFoundError, match=rf"{kind}:.*expected .*ID\.jpg.*but .* not there") as error:
-        open_segmentation_set(spec)
+        open_set(spec)
     assert "\n" not in str(error.value)
     (tmp_path / images).mkdir(parents=True)
     (tmp_path / masks).mkdir(parents=True)
@@ -189,21 +191,21 @@ def test_another_layout_is_answered_with_the_expected_one(tmp_path: Path, kind: 
         with pytest.raises(
             FileNotFoundError, match=f"{masks}/ID.png, {listing}.*train, val.*but {listing} is not there"
         ):
-            open_segmentation_set(spec)
+            open_set(spec)
         (tmp_path / listing).parent.mkdir(parents=True)
         (tmp_path / listing).write_text("\n")
     with pytest.raises(ValueError, match=f"expected images in split .*got none; expected files: {images}/ID.jpg"):
-        open_segmentation_set(spec)
+        open_set(spec)
 
 
 def test_unfit_specs_and_folders_are_refused(tmp_path: Path) -> None:
     for spec in ("voc", "scenes:here", "cityscapes:DIR", "", "voc:"):
-        with pytest.raises(ValueError, match=r"data: expected one of scenes, digits, photos, voc:DIR, .*hub:NAME, got"):
-            open_segmentation_set(spec)
+        with pytest.raises(ValueError, match=r"data: expected one of scenes, .*digits.*voc:DIR, .*hub:NAME, got"):
+            open_set(spec)
     with pytest.raises(FileNotFoundError, match=r"expected a folder, but .*nowhere is none"):
-        open_segmentation_set(f"voc:{tmp_path / 'nowhere'}")
+        open_set(f"voc:{tmp_path / 'nowhere'}")
     with pytest.raises(ValueError, match="split: expected one of"):
-        open_segmentation_set("scenes", "val")
+        open_set("scenes", "val")
 
 
 def _spoil_missing(image: Path, mask: Path) -> str:
@@ -223,12 +225,12 @@ def _spoil_colours(image: Path, mask: Path) -> str:
 
 def _spoil_mask(image: Path, mask: Path) -> str:
     mask.write_bytes(mask.read_bytes()[:50])
-    return "expected a readable image"
+    return "expected a readable"
 
 
 def _spoil_image(image: Path, mask: Path) -> str:
     image.write_bytes(b"not an image")
-    return "expected a readable image"
+    return "expected a readable"
 
 
 @pytest.mark.parametrize("spoil", [_spoil_missing, _spoil_size, _spoil_colours, _spoil_mask, _spoil_image])
@@ -237,14 +239,14 @@ def test_an_image_that_does_not_fit_its_mask_is_counted_and_left_out(
 ) -> None:
     _make(tmp_path, "voc", "abc")
     reason = spoil(tmp_path / "JPEGImages/b.jpg", tmp_path / "SegmentationClass/b.png")
-    found = open_segmentation_set(f"voc:{tmp_path}")
+    found = open_set(f"voc:{tmp_path}")
     assert [index for index, _ in found.readable(range(3))] == [0, 2]
     (where,) = found.corrupt.reasons
-    assert where == f"voc:{tmp_path}, val, image 1"
+    assert where == f"{tmp_path}/JPEGImages/b.jpg"
     assert reason in found.corrupt.reasons[where]
     assert found.corrupt.read == 2
     # Training takes the next one instead.
-    again = open_segmentation_set(f"voc:{tmp_path}")
+    again = open_set(f"voc:{tmp_path}")
     assert [sample.mask[0].tolist() for sample in again] == [again[n].mask[0].tolist() for n in (0, 2, 2)]
 
 
@@ -253,7 +255,7 @@ def test_too_many_unreadable_images_stop_an_evaluation(tmp_path: Path) -> None:
     for mask in sorted((tmp_path / "val_segmentations").iterdir())[1:]:
         mask.unlink()
     with pytest.raises(ValueError, match=r"corrupt images: expected at most 5%, got 10 of 11"):
-        list(open_segmentation_set(f"lip:{tmp_path}").readable(range(12)))
+        list(open_set(f"lip:{tmp_path}").readable(range(12)))
 
 
 def _save_json(path: Path, content: dict) -> None:
@@ -283,7 +285,7 @@ def test_coco_objects_are_drawn_from_instances_small_ones_in_front(tmp_path: Pat
         {"image_id": 7, "category_id": 13, "segmentation": crowd, "iscrowd": 1},
     ]
     _save_json(tmp_path / "annotations/instances_val2017.json", {"images": images, "annotations": annotations})
-    found = open_segmentation_set(f"coco-object:{tmp_path}")
+    found = open_set(f"coco-object:{tmp_path}")
     assert found.name.endswith("val2017, instances annotations")
     assert [round(_grey(sample), -1) for sample in found] == [30, 70, 90]
     person, toothbrush, stop_sign = (found.class_names.index(name) for name in ("person", "toothbrush", "stop sign"))
@@ -317,7 +319,7 @@ def test_coco_objects_are_drawn_from_panoptic_segments(tmp_path: Path) -> None:
     colors = np.stack([segments % 256, segments // 256 % 256, segments // 256**2], axis=-1).astype(np.uint8)
     for number in (3, 4):
         _save_map(tmp_path / f"annotations/panoptic_val2017/{number}.png", colors)
-    found = open_segmentation_set(f"coco-object:{tmp_path}")
+    found = open_set(f"coco-object:{tmp_path}")
     assert found.name.endswith("panoptic annotations")
     assert found[0].mask[:, 0].tolist() == [255, 1, 0, 80]
     assert (found[0].mask == found[0].mask[:, :1]).all()
@@ -325,7 +327,7 @@ def test_coco_objects_are_drawn_from_panoptic_segments(tmp_path: Path) -> None:
     assert "expected segments of its annotation, got 2" in next(iter(found.corrupt.reasons.values()))
     # Label maps count first, where there are any.
     _make(tmp_path, "coco-object", "a")
-    assert open_segmentation_set(f"coco-object:{tmp_path}").name.endswith("val2017")
+    assert open_set(f"coco-object:{tmp_path}").name.endswith("val2017")
 
 
 IMAGE = {"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}
@@ -334,10 +336,13 @@ IMAGE = {"id": 1, "file_name": "a.jpg", "height": HEIGHT, "width": WIDTH}
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("[1", "with category_id, segmentation, got a file that fails with JSONDecodeError"),
-        ("{}", "KeyError: 'images'"),
-        (json.dumps({"images": [{"id": 1}], "annotations": []}), "KeyError: 'file_name'"),
-        (json.dumps({"images": [IMAGE], "annotations": [{"image_id": 1, "caption": "a cat"}]}), "'category_id'"),
+        ("[1", "expected JSON, got text that fails with Expecting"),
+        ("{}", "no list of images"),
+        (json.dumps({"images": [{"id": 1}], "annotations": []}), "images without file_name"),
+        (
+            json.dumps({"images": [IMAGE], "annotations": [{"image_id": 1, "caption": "a cat"}]}),
+            "annotations without category_id",
+        ),
         (
             json.dumps(
                 {"images": [IMAGE], "annotations": [{"image_id": 1, "category_id": 12, "segmentation": []}]},
@@ -352,11 +357,11 @@ def test_annotation_files_of_another_kind_are_refused(tmp_path: Path, content: s
     with pytest.raises(
         FileNotFoundError, match=r"instances_val2017.json \(usual splits: train2017, val2017\), but they"
     ):
-        open_segmentation_set(f"coco-object:{tmp_path}")
+        open_set(f"coco-object:{tmp_path}")
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/instances_val2017.json").write_text(content)
-    with pytest.raises(ValueError, match=f"expected .*{reason}"):
-        open_segmentation_set(f"coco-object:{tmp_path}")
+    with pytest.raises(ValueError, match=reason):
+        open_set(f"coco-object:{tmp_path}")
 
 
 def test_a_polygon_covers_the_pixels_whose_centre_is_inside() -> None:
@@ -425,7 +430,7 @@ def test_densepose_parts_fill_their_box_and_unannotated_persons_are_ignored(tmp_
     ]
     file = tmp_path / "annotations/densepose_coco_2014_minival.json"
     _save_json(file, {"images": images, "annotations": annotations})
-    found = open_segmentation_set(f"densepose:{tmp_path}")
+    found = open_set(f"densepose:{tmp_path}")
     assert len(found) == 1
     torso, head = found.class_names.index("torso"), found.class_names.index("head")
     assert found[0].mask.tolist() == [
@@ -436,23 +441,23 @@ def test_densepose_parts_fill_their_box_and_unannotated_persons_are_ignored(tmp_
     ]
     _save_json(file, {"images": [{**images[1], "file_name": "2.jpg"}], "annotations": annotations})
     with pytest.raises(ValueError, match=r"expected images called like COCO_val2014_000000000139.jpg, got 2.jpg"):
-        open_segmentation_set(f"densepose:{tmp_path}")
+        open_set(f"densepose:{tmp_path}")
     _save_json(file, {"images": images, "annotations": annotations[2:]})
     with pytest.raises(ValueError, match="expected persons with dp_masks, got none"):
-        open_segmentation_set(f"densepose:{tmp_path}")
+        open_set(f"densepose:{tmp_path}")
     with pytest.raises(FileNotFoundError, match=r"expected annotations/densepose_coco_2014_train.json, train2014"):
-        open_segmentation_set(f"densepose:{tmp_path}", "train")
+        open_set(f"densepose:{tmp_path}", "train")
 
 
 def test_scenes_name_their_background() -> None:
-    found = open_segmentation_set("scenes", length=3, image_size=(32, 48), seed=5)
+    found = open_set("scenes", length=3, image_size=(32, 48), seed=5)
     assert (found.class_names, found.object_names) == (("background", *CLASSES), CLASSES)
     assert (len(found), found.background, found.ignore_index, found.corrupt) == (3, 0, None, None)
     scenes = Scenes("validation", 3, (32, 48), 5)
     for key in (0, SampleKey(2, 1)):
         assert (found[key].mask == scenes[key].mask).all()
     assert [index for index, _ in found.readable([2, 0])] == [2, 0]
-    single = open_segmentation_set("digits", "train", length=2, image_size=32, max_objects=1)
+    single = open_set("digits", "train", length=2, image_size=32, max_objects=1)
     assert single.class_names[:2] == ("background", "zero")
     assert set(np.unique(single[0].mask)) == {0, single.class_names.index(single.object_names[single[0].label])}
 
@@ -460,24 +465,185 @@ def test_scenes_name_their_background() -> None:
 def test_labelled_folders_and_tables_open_alike(tmp_path: Path) -> None:
     for name, grey in (("train/cat/a.png", 10), ("val/cat/b.png", 20), ("val/dog/c.png", 30)):
         _save_image(tmp_path / "images" / name, grey)
-    found = open_segmentation_set(f"folder:{tmp_path / 'images'}")
-    assert isinstance(found, SegmentationSet)
+    found = open_set(f"folder:{tmp_path / 'images'}")
     assert (found.class_names, found.background, found.ignore_index) == (("cat", "dog"), None, None)
     assert [(_grey(sample), sample.label, sample.mask) for sample in found] == [(20, 0, None), (30, 1, None)]
-    assert len(open_segmentation_set(f"folder:{tmp_path / 'images'}", "train")) == 1
+    assert len(open_set(f"folder:{tmp_path / 'images'}", "train")) == 1
     (tmp_path / "images/val/cat/b.png").write_bytes(b"not an image")
     assert [index for index, _ in found.readable(range(2))] == [1]
     with pytest.raises(FileNotFoundError, match="test is none"):
-        open_segmentation_set(f"folder:{tmp_path / 'images'}", "test")
+        open_set(f"folder:{tmp_path / 'images'}", "test")
 
 
 def test_a_table_has_labels(tmp_path: Path) -> None:
     import datasets
 
-    _save_image(tmp_path / "a.png", 50)
-    rows = {"image": [str(tmp_path / "a.png")], "label": [1]}
+    _save_image(tmp_path / "table/a.png", 50)
+    rows = {"image": [str(tmp_path / "table/a.png")], "label": [1]}
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    (tmp_path / "table").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "table/validation.parquet")
-    found = open_segmentation_set(f"hub:{tmp_path / 'table'}")
+    found = open_set(f"hub:{tmp_path / 'table'}")
     assert (found.class_names, found[0].label, _grey(found[0])) == (("cat", "dog"), 1, 50)
+
+
+def _turn(path: Path, orientation: int, size: tuple[int, int]) -> np.ndarray:
+    """Save an image that is dark but for its upper left quarter, with an EXIF tag, and return its mask as stored."""
+    width, height = size
+    stored = np.zeros((height, width), dtype=np.uint8)
+    stored[: height // 2, : width // 2] = 1
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.repeat(255 * stored[..., None], 3, axis=2)).save(path, exif=exif, quality=100)
+    return stored
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(32, 16), (16, 16)])
+def test_masks_turn_with_images_that_exif_turns(
+    tmp_path: Path, orientation: int, size: tuple[int, int], caplog
+) -> None:
+    _make(tmp_path, "voc", "a")
+    stored = _turn(tmp_path / "JPEGImages/a.jpg", orientation, size)
+    _save_map(tmp_path / "SegmentationClass/a.png", stored)
+    sample = open_set(f"voc:{tmp_path}")[0]
+    assert sample.mask.shape == (sample.image.height, sample.image.width)
+    assert ((np.asarray(sample.image)[..., 0] > 127) == (sample.mask == 1)).all()
+    warned = [record.getMessage() for record in caplog.records]
+    decided = orientation == 1 or (orientation >= 5 and size[0] != size[1])
+    assert len(warned) == (0 if decided else 1)
+    assert all(f"EXIF orientation is {orientation}" in text and "a.jpg" in text for text in warned)
+
+
+def test_a_mask_of_the_image_as_it_is_seen_stays(tmp_path: Path) -> None:
+    _make(tmp_path, "voc", "a")
+    stored = _turn(tmp_path / "JPEGImages/a.jpg", 6, (32, 16))
+    _save_map(tmp_path / "SegmentationClass/a.png", np.rot90(stored, -1))
+    sample = open_set(f"voc:{tmp_path}")[0]
+    assert ((np.asarray(sample.image)[..., 0] > 127) == (sample.mask == 1)).all()
+
+
+@pytest.mark.parametrize("kind", ["lip", "ade20k", "coco-stuff"])
+def test_images_of_folders_without_lists_may_end_otherwise(tmp_path: Path, kind: str) -> None:
+    _make(tmp_path, kind, "ab")
+    images, masks, _ = FOLDERS[kind]
+    for number, ending in (("c", "png"), ("d", "JPG"), ("e", "jpeg")):
+        path = tmp_path / images / f"{number}.{ending}"
+        Image.new("RGB", (WIDTH, HEIGHT), (90, 90, 90)).save(path, "png" if ending == "png" else "jpeg")
+        _save_map(tmp_path / masks / f"{number}.png", _value_map(kind))
+    assert len(list(open_set(f"{kind}:{tmp_path}").readable(range(5)))) == 5
+
+
+def test_a_mask_that_was_compressed_with_loss_is_refused(tmp_path: Path) -> None:
+    _make(tmp_path, "voc", "ab")
+    Image.new("L", (WIDTH, HEIGHT), 3).save(tmp_path / "SegmentationClass/a.png", "jpeg")
+    found = open_set(f"voc:{tmp_path}")
+    assert [index for index, _ in found.readable(range(2))] == [1]
+    assert "expected a readable image of BMP or GIF or PNG" in found.corrupt.reasons[f"{tmp_path}/JPEGImages/a.jpg"]
+
+
+def test_a_list_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    _make(tmp_path, "voc", "a")
+    (tmp_path / "ImageSets/Segmentation/val.txt").write_text("../../../etc/x\n")
+    with pytest.raises(ValueError, match="which leads out of it"):
+        open_set(f"voc:{tmp_path}")
+
+
+def _instances(root: Path, **changes: object) -> None:
+    images = _coco_images(root, (1,))
+    content = {
+        "images": images,
+        "annotations": [{"image_id": 1, "category_id": 1, "segmentation": _box(0, 0, 3, 2)}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}],
+    }
+    _save_json(root / "annotations/instances_val2017.json", content | changes)
+
+
+def test_cocos_own_categories_are_taken_and_others_are_refused(tmp_path: Path) -> None:
+    _instances(tmp_path)
+    assert open_set(f"coco-object:{tmp_path}")[0].mask.max() == 1
+    for categories in (
+        [{"id": 1, "name": "crack"}, {"id": 2, "name": "rust"}],
+        [{"id": 1, "name": "person"}, {"id": 2, "name": "rust"}],
+        [{"id": 1000, "name": "person"}],
+        [{"id": 12, "name": "street sign"}],
+    ):
+        _instances(tmp_path, categories=categories)
+        with pytest.raises(ValueError, match=r"instances_val2017\.json: expected COCO's own categories, got"):
+            open_set(f"coco-object:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": None},
+        {"images": [5]},
+        {"images": [{"id": [], "file_name": "a.jpg", "height": 4, "width": 6}]},
+        {"images": [{"id": 1, "file_name": "a.jpg", "height": "4", "width": 6}]},
+        {"images": [{"id": 1, "file_name": 7, "height": 4, "width": 6}]},
+        {"images": [{"id": 1, "file_name": "../a.jpg", "height": 4, "width": 6}]},
+        {"images": [{"id": 1, "file_name": "/etc/hostname", "height": 4, "width": 6}]},
+        {"images": [{"id": 1, "file_name": "a.jpg", "height": 10**5, "width": 10**5}]},
+        {"images": [{"id": "1", "file_name": "a.jpg", "height": 4, "width": 6}]},
+        {"annotations": {"a": 1}},
+        {"annotations": [{"image_id": [], "category_id": 1, "segmentation": []}]},
+        {"annotations": [{"image_id": 1, "category_id": [], "segmentation": []}]},
+        {"annotations": [{"image_id": 1, "category_id": None, "segmentation": []}]},
+        {"annotations": [{"image_id": "1", "category_id": 1, "segmentation": []}]},
+        {"categories": 5},
+        {"categories": [{"id": [], "name": "person"}]},
+    ],
+)
+def test_annotations_of_other_types_are_refused_in_one_line(tmp_path: Path, changes: dict) -> None:
+    _instances(tmp_path, **changes)
+    with pytest.raises(ValueError, match="expected") as error:
+        open_set(f"coco-object:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        5,
+        "text",
+        [5],
+        [[1, 2, 3]],
+        [[0, 0, 1, 1, "a", 2]],
+        [[0, 0, 1e300, 1, 2, 2]],
+        {},
+        {"size": [HEIGHT, WIDTH]},
+        {"size": [HEIGHT, WIDTH], "counts": [1.5]},
+        {"size": [HEIGHT, WIDTH], "counts": "\x7f"},
+        {"size": [HEIGHT, WIDTH], "counts": "o" * 100},
+        {"size": [10**5, 10**5], "counts": [10**10]},
+        {"size": 5, "counts": [1]},
+    ],
+)
+def test_regions_of_other_types_cost_their_image(tmp_path: Path, segmentation: object) -> None:
+    _instances(tmp_path, annotations=[{"image_id": 1, "category_id": 1, "segmentation": segmentation}])
+    found = open_set(f"coco-object:{tmp_path}")
+    assert list(found.readable([0])) == []
+    assert "expected" in next(iter(found.corrupt.reasons.values()))
+    if isinstance(segmentation, dict):
+        with pytest.raises(ValueError, match="expected"):
+            decode_run_lengths(segmentation)
+
+
+@pytest.mark.parametrize(
+    "person",
+    [
+        {"bbox": None, "segmentation": [], "dp_masks": [{"size": [4, 4], "counts": [0, 16]}]},
+        {"bbox": [0, 0, "a", 1], "segmentation": [], "dp_masks": [{"size": [4, 4], "counts": [0, 16]}]},
+        {"bbox": [0, 0, 4, 4], "segmentation": [], "dp_masks": 7},
+        {"bbox": [0, 0, 4, 4], "segmentation": [], "dp_masks": [{"size": [4], "counts": [0, 16]}]},
+        {"bbox": [0, 0, 4, 4], "segmentation": [], "dp_masks": [{"size": [4, 4]}]},
+    ],
+)
+def test_persons_of_other_types_cost_their_image(tmp_path: Path, person: dict) -> None:
+    images = _coco_images(tmp_path, (1, 2), folder="val2014", prefix="COCO_val2014_")
+    good = {"bbox": [0, 0, 4, 4], "segmentation": [], "dp_masks": [{"size": [4, 4], "counts": [0, 16]}]}
+    content = {"images": images, "annotations": [{"image_id": 1, **person}, {"image_id": 2, **good}]}
+    _save_json(tmp_path / "annotations/densepose_coco_2014_minival.json", content)
+    found = open_set(f"densepose:{tmp_path}")
+    assert [index for index, _ in found.readable([0, 1])] == [1]
+    assert "expected" in next(iter(found.corrupt.reasons.values()))

@@ -7,9 +7,9 @@ import skimage.data
 from scipy import ndimage
 from torch.utils.data import DataLoader
 
-from grouping_zoo.data.photos import PHOTOS, load_photos
 from grouping_zoo.data.sampling import EndlessSampler, SampleKey
-from grouping_zoo.data.scenes import (
+from grouping_zoo.data.sets.photos import PHOTOS, load_photos
+from grouping_zoo.data.sets.scenes import (
     CLASSES,
     COLORS,
     MIN_VISIBLE,
@@ -111,7 +111,7 @@ def test_objects_are_painted_where_the_mask_says(monkeypatch):
     photos = load_photos("train")
     # The same scenes on black: what changes is the photo, what stays are the objects.
     monkeypatch.setattr(
-        "grouping_zoo.data.scenes.load_photos",
+        "grouping_zoo.data.sets.scenes.load_photos",
         lambda split: tuple((name, photo.point(lambda _: 0)) for name, photo in photos),
     )
     for before, scene in zip(drawn, scenes, strict=True):
@@ -129,12 +129,12 @@ def test_objects_are_painted_where_the_mask_says(monkeypatch):
 def test_recolored_is_the_share_of_scenes_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(Scenes, "_place", lambda self, rng, classes: [])
     grey = tuple((name, photo.convert("L").convert("RGB")) for name, photo in load_photos("train"))
-    monkeypatch.setattr("grouping_zoo.data.scenes.load_photos", lambda split: grey)
+    monkeypatch.setattr("grouping_zoo.data.sets.scenes.load_photos", lambda split: grey)
     for share, low, high in ((0.0, 0, 0), (0.5, 0.35, 0.65), (1.0, 1, 1)):
         scenes = Scenes(length=200, recolor=share)
         coloured = np.mean([np.ptp(scene.image.astype(int), axis=-1).max() > 0 for scene in scenes])
         assert low <= coloured <= high
-    with pytest.raises(ValueError, match="recolor: expected a share from 0 to 1, got 2"):
+    with pytest.raises(ValueError, match="recolor: expected a fraction from 0 to 1, got 2"):
         Scenes(recolor=2)
 
 

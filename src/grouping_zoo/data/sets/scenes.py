@@ -9,15 +9,17 @@ import colorsys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.random import Generator
 from PIL import Image
 from torch.utils.data import Dataset
 
-from grouping_zoo.data.photos import PHOTOS, checked_size, load_photos
+from grouping_zoo.data.image_source import ImageSource, LabelledImage
 from grouping_zoo.data.sampling import SampleKey
+from grouping_zoo.data.sets.photos import PHOTOS, checked_size, load_photos
+from grouping_zoo.data.sets.registry import DataSet, ImageSet, SetOptions, register
 
 CLASSES = ("ball", "box", "star", "ring", "heart", "cross", "moon", "leaf")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -34,7 +36,7 @@ COLORS = {
     "white": (0.1, 0.03, 0.95),
 }
 
-# Each colour is usual for at least three classes, so that colour alone never tells the class.
+# Each color is usual for at least three classes, so that color alone never tells the class.
 USUAL_COLORS = {
     "ball": ("red", "orange", "blue", "white"),
     "box": ("red", "yellow", "green", "purple"),
@@ -57,7 +59,9 @@ TEMPLATES = (
     "we see {objects} before {photo}",
 )
 
-SIZES = (0.28, 0.55)  # width of an object, as a share of the shorter side
+Objects = Literal["shapes", "digits"]
+
+SIZES = (0.28, 0.55)  # width of an object, as a fraction of the shorter side
 PLACING_ATTEMPTS = 40
 MIN_VISIBLE = 0.5
 FIRST_VALIDATION_DIGIT = 1437  # the last fifth of scikit-learn's digits
@@ -178,9 +182,9 @@ class Scenes(Dataset[Scene]):
         split: "train" or "validation".
         length: number of scenes an epoch; the training split shows new ones in each epoch.
         image_size: side, or (height, width), in pixels.
-        seed: of everything random.
+        seed: seed of everything random.
         objects: "shapes", eight drawn classes, or "digits", the ten handwritten digits.
-        recolor: share of the scenes that show their photo in other colours, for training: there are few photos.
+        recolor: fraction of the scenes that show their photo in other colors, for training: there are few photos.
         max_objects: most objects of a scene; with 1 each scene has exactly one, whose class is its label.
 
     Raises:
@@ -193,7 +197,7 @@ class Scenes(Dataset[Scene]):
         length: int = 10_000,
         image_size: int | tuple[int, int] = 64,
         seed: int = 0,
-        objects: Literal["shapes", "digits"] = "shapes",
+        objects: Objects = "shapes",
         recolor: float = 0.0,
         max_objects: int = 3,
     ) -> None:
@@ -201,7 +205,7 @@ class Scenes(Dataset[Scene]):
         if objects not in ("shapes", "digits"):
             raise ValueError(f"objects: expected 'shapes' or 'digits', got {objects!r}; choose one of them")
         if not 0 <= recolor <= 1:
-            raise ValueError(f"recolor: expected a share from 0 to 1, got {recolor}; set 0.5, for example")
+            raise ValueError(f"recolor: expected a fraction from 0 to 1, got {recolor}; set 0.5, for example")
         most = len(CLASSES if objects == "shapes" else DIGITS)
         if not 1 <= max_objects <= most:
             raise ValueError(
@@ -302,7 +306,7 @@ def _shape_coverage(
     outline: Callable[[np.ndarray, np.ndarray], np.ndarray], angle: float, x: np.ndarray, y: np.ndarray, radius: float
 ) -> tuple[np.ndarray, ...]:
     x, y = _turned(x, y, angle)
-    # A pixel whose centre is half a pixel outside the outline is empty, half a pixel inside full: antialiasing.
+    # A pixel whose center is half a pixel outside the outline is empty, half a pixel inside full: antialiasing.
     return x, y, np.clip(0.5 - outline(x, y) * radius, 0, 1)
 
 
@@ -386,7 +390,7 @@ def _background(
 
 
 def _recolored(rng: Generator, crop: np.ndarray) -> np.ndarray:
-    """Return a crop in other colours: without it a network learns the few training photos by heart."""
+    """Return a crop in other colors: without it a network learns the few training photos by heart."""
     crop = crop[..., rng.permutation(3)]
     if rng.random() < 0.3:
         crop = 255 - crop
@@ -408,3 +412,73 @@ def _caption(rng: Generator, nouns: tuple[str, ...], colors: list[str], photo: s
     else:
         objects = " and ".join([", ".join(named[:-1]), named[-1]] if len(named) > 1 else named)
     return TEMPLATES[rng.integers(len(TEMPLATES))].format(objects=objects, photo=photo)
+
+
+class DrawnScenes(Protocol):
+    """A data set of drawn scenes: `Scenes`, or one of other objects."""
+
+    max_objects: int
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes; class ``c`` is ``c + 1`` in a scene's mask."""
+
+    def __len__(self) -> int:
+        """Return the number of scenes an epoch."""
+
+    def __getitem__(self, key: SampleKey | int) -> Any:
+        """Return an object with the attributes of a `Scene`."""
+
+
+class SceneImages(ImageSource):
+    """Built-in scenes as an image source; they have a label where each shows a single object."""
+
+    def __init__(self, scenes: DrawnScenes) -> None:
+        self.scenes = scenes
+        self.class_names = scenes.class_names
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def _read(self, epoch: int, index: int) -> LabelledImage:
+        scene = self.scenes[SampleKey(epoch, index)]
+        label = scene.classes[0] if self.scenes.max_objects == 1 else None
+        return LabelledImage(Image.fromarray(scene.image), label, scene.mask, scene.instances)
+
+
+def _scenes(objects: Objects, split: str | None, options: SetOptions) -> Scenes:
+    return Scenes(
+        split,  # type: ignore[arg-type]  # others are refused
+        options.length,
+        options.image_size,
+        options.seed,
+        objects,
+        options.recolor,
+        options.max_objects,
+    )
+
+
+def _open_images(objects: Objects, location: str, split: str | None, options: SetOptions) -> ImageSet:
+    source = SceneImages(_scenes(objects, split, options))
+    name = "scenes" if objects == "shapes" else objects
+    return ImageSet(source, f"{name}, {split}", ("background", *source.class_names), background=0)
+
+
+def _open_captions(objects: Objects, location: str, split: str | None, options: SetOptions) -> Scenes:
+    return _scenes(objects, split, options)
+
+
+def _register(name: str, objects: Objects, text: str) -> None:
+    register(
+        DataSet(
+            name=name,
+            help=text,
+            knows=("label", "mask", "caption"),
+            open_images=partial(_open_images, objects),
+            open_captions=partial(_open_captions, objects),
+        )
+    )
+
+
+_register("scenes", "shapes", "drawn shapes on photos")
+_register("digits", "digits", "handwritten digits on photos")

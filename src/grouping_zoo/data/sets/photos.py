@@ -8,9 +8,11 @@ import skimage.data
 from PIL import Image
 from torch.utils.data import Dataset
 
+from grouping_zoo.data.image_source import ImageSource, LabelledImage
 from grouping_zoo.data.sampling import SampleKey
+from grouping_zoo.data.sets.registry import DataSet, ImageSet, SetOptions, register
 
-# How captions call the photos: no name of a class, digit or colour among them. The pair of stereo photos is one scene.
+# How captions call the photos: no name of a class, digit or color among them. The pair of stereo photos is one scene.
 PHOTOS: dict[str, dict[str, str]] = {
     "train": {
         "astronaut": "an astronaut",
@@ -35,7 +37,7 @@ PHOTOS: dict[str, dict[str, str]] = {
 
 MIN_SIDE = 16
 BANDS = 4  # upright ones of each photo; crops for training and validation take turns
-SCALES = (0.35, 1.0)  # side of a crop, as a share of the largest in its band
+SCALES = (0.35, 1.0)  # side of a crop, as a fraction of the largest in its band
 CONTRASTS, MEANS = (0.6, 1.2), (90.0, 165.0)
 
 
@@ -53,13 +55,13 @@ def load_photos(split: str) -> tuple[tuple[str, Image.Image], ...]:
 
 
 def checked_size(split: str, length: int, image_size: int | tuple[int, int], seed: int) -> tuple[int, int]:
-    """What every built-in set takes, checked.
+    """Check the settings that every built-in set takes, and return the size.
 
     Args:
         split: "train" or "validation".
         length: number of images.
         image_size: side, or (height, width), in pixels.
-        seed: of everything random.
+        seed: seed of everything random.
 
     Returns:
         (height, width).
@@ -85,20 +87,20 @@ def checked_size(split: str, length: int, image_size: int | tuple[int, int], see
 class PhotoCrops(Dataset[tuple[Image.Image, int]]):
     """Grey crops of the photos, each with the number of its photo: textures and parts of things to tell apart.
 
-    Brightness and contrast are drawn for each crop, so that neither they nor colours tell the photo. Training crops
+    Brightness and contrast are drawn for each crop, so that neither they nor colors tell the photo. Training crops
     come from every other upright band of a photo, validation crops from those between.
 
     Args:
         split: "train" or "validation".
         length: number of crops an epoch; the training split shows new ones in each epoch.
         image_size: side, or (height, width), in pixels.
-        seed: of everything random.
+        seed: seed of everything random.
 
     Raises:
         ValueError: for an unknown split, or a number out of its range.
     """
 
-    class_names = tuple(name.replace("_", " ") for part in PHOTOS.values() for name in part)
+    class_names = tuple(name.replace("_", " ") for split in PHOTOS.values() for name in split)
 
     def __init__(
         self,
@@ -117,7 +119,7 @@ class PhotoCrops(Dataset[tuple[Image.Image, int]]):
         return self.length
 
     def __getitem__(self, key: SampleKey | int) -> tuple[Image.Image, int]:
-        """The crop of a key; a plain index is one of epoch 0."""
+        """Return the crop of a key; a plain index is one of epoch 0."""
         epoch, index = key if isinstance(key, tuple) else (0, int(key))
         if not 0 <= index < self.length:
             raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
@@ -140,9 +142,31 @@ class PhotoCrops(Dataset[tuple[Image.Image, int]]):
 
 @lru_cache(maxsize=1)
 def _first_photos() -> tuple[Image.Image, ...]:
-    """The photos of both parts, grey, in the order of the classes; of the stereo pair the first one."""
+    """Photos of both splits, grey, in the order of the classes; of the stereo pair the first one."""
     grey = []
     for split, names in PHOTOS.items():
         phrases = [phrase for phrase, _ in load_photos(split)]
         grey += [load_photos(split)[phrases.index(phrase)][1].convert("L") for phrase in names.values()]
     return tuple(grey)
+
+
+class PhotoImages(ImageSource):
+    """The built-in crops of photos as an image source; the label is the photo."""
+
+    def __init__(self, crops: PhotoCrops) -> None:
+        self.crops = crops
+        self.class_names = crops.class_names
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def _read(self, epoch: int, index: int) -> LabelledImage:
+        return LabelledImage(*self.crops[SampleKey(epoch, index)])
+
+
+def _open_images(location: str, split: str | None, options: SetOptions) -> ImageSet:
+    crops = PhotoCrops(split, options.length, options.image_size, options.seed)  # type: ignore[arg-type]  # refuses others
+    return ImageSet(PhotoImages(crops), f"photos, {split}", crops.class_names)
+
+
+register(DataSet(name="photos", help="grey crops of photos, to tell apart", knows=("label",), open_images=_open_images))

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import grouping_zoo.data.photos as photos
-from grouping_zoo.data.image_source import open_images
-from grouping_zoo.data.photos import PHOTOS, PhotoCrops
+import grouping_zoo.data.sets.photos as photos
 from grouping_zoo.data.sampling import SampleKey
-from grouping_zoo.data.segmentation_sets import open_segmentation_set
+from grouping_zoo.data.sets import open_set
+from grouping_zoo.data.sets.photos import PHOTOS, PhotoCrops
 
 
 def test_crops_are_grey_and_of_every_photo() -> None:
@@ -71,14 +70,11 @@ def test_crops_are_a_function_of_seed_epoch_and_index() -> None:
 
 
 def test_sources_give_them_with_labels_and_without_masks() -> None:
-    for source in (
-        open_images("photos", split="validation", length=5, image_size=32),
-        open_segmentation_set("photos", length=5, image_size=32),
-    ):
-        assert len(source) == 5
-        assert "hubble deep field" in source.class_names
-        found, (image, label) = source[2], PhotoCrops("validation", 5, 32)[2]
-        assert (found.image.tobytes(), found.label, found.mask) == (image.tobytes(), label, None)
+    source = open_set("photos", length=5, image_size=32)
+    assert len(source) == 5
+    assert "hubble deep field" in source.class_names
+    found, (image, label) = source[2], PhotoCrops("validation", 5, 32)[2]
+    assert (found.image.tobytes(), found.label, found.mask) == (image.tobytes(), label, None)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +89,3 @@ def test_sources_give_them_with_labels_and_without_masks() -> None:
 def test_bad_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PhotoCrops(**settings)
-
-
-def test_no_path_is_taken() -> None:
-    with pytest.raises(ValueError, match="path: expected None with source=photos, got somewhere"):
-        open_images("photos", "somewhere")

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from grouping_zoo.data.image_source import FolderImages, open_images
 from grouping_zoo.data.images import CorruptImages
 from grouping_zoo.data.sampling import SampleKey
-from grouping_zoo.data.scenes import CLASSES, Scenes
+from grouping_zoo.data.sets import open_set
+from grouping_zoo.data.sets.folders import FolderImages
+from grouping_zoo.data.sets.scenes import CLASSES, Scenes
 
 
 def _picture(grey: int, size: tuple[int, int] = (6, 4)) -> Image.Image:
@@ -33,8 +34,8 @@ def _grey(image: Image.Image) -> int:
 
 
 def test_a_scene_of_one_object_has_its_class_for_label() -> None:
-    source = open_images("scenes", length=60, image_size=32, max_objects=1)
-    assert source.class_names == CLASSES
+    source = open_set("scenes", "train", length=60, image_size=32, max_objects=1)
+    assert source.object_names == CLASSES
     labels = []
     for index in range(len(source)):
         found = source[index]
@@ -46,14 +47,16 @@ def test_a_scene_of_one_object_has_its_class_for_label() -> None:
 
 
 def test_scenes_of_several_objects_have_no_label_even_where_one_shows_a_single_object() -> None:
-    source = open_images("scenes", length=20, image_size=32)
+    source = open_set("scenes", "train", length=20, image_size=32)
     numbers = [len(scene.classes) for scene in Scenes(length=20, image_size=32)]
     assert set(numbers) == {1, 2, 3}
     assert all(source[index].label is None for index in range(20))
 
 
 def test_scenes_are_a_function_of_seed_epoch_and_index() -> None:
-    one, again, other = (open_images("scenes", length=5, image_size=32, seed=seed, max_objects=2) for seed in (3, 3, 4))
+    one, again, other = (
+        open_set("scenes", "train", length=5, image_size=32, seed=seed, max_objects=2) for seed in (3, 3, 4)
+    )
     key = SampleKey(7, 2)
     assert one[key].image.tobytes() == again[key].image.tobytes()
     assert one[key].image.tobytes() != other[key].image.tobytes()
@@ -64,11 +67,11 @@ def test_scenes_are_a_function_of_seed_epoch_and_index() -> None:
 @pytest.mark.parametrize("number", [0, 9])
 def test_a_wrong_number_of_objects_is_refused(number: int) -> None:
     with pytest.raises(ValueError, match=f"max_objects: expected 1 to 8.*got {number}"):
-        open_images("scenes", max_objects=number)
+        open_set("scenes", "train", max_objects=number)
 
 
 def test_a_folder_has_its_subfolders_for_classes_in_order_and_empty_ones_count(folder: Path) -> None:
-    source = open_images("folder", str(folder), "train")
+    source = open_set(f"folder:{folder}", "train")
     assert source.class_names == ("bird", "cat", "dog")
     assert [(found.label, _grey(found.image)) for found in source] == [(1, 10), (1, 20), (2, 30)]
     assert source[SampleKey(5, 2)].label == 2
@@ -78,7 +81,7 @@ def test_a_folder_has_its_subfolders_for_classes_in_order_and_empty_ones_count(f
 
 
 def test_a_folder_without_subfolders_has_no_labels(folder: Path) -> None:
-    source = open_images("folder", str(folder / "train" / "cat" / "deep"), None)
+    source = open_set(f"folder:{folder / 'train' / 'cat' / 'deep'}", None)
     assert len(source) == 1
     assert source.class_names == ()
     assert source[0].label is None
@@ -91,7 +94,7 @@ def test_a_folder_with_images_inside_and_beside_subfolders_is_refused(folder: Pa
 
 def test_a_missing_split_is_named(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="trian is none; check the path"):
-        open_images("folder", str(folder), "trian")
+        open_set(f"folder:{folder}", "trian")
 
 
 def test_a_corrupt_file_is_counted_and_replaced_with_its_label(folder: Path) -> None:
@@ -127,40 +130,29 @@ def _save_table(folder: Path, labels: list, label_feature: object, bytes_: list[
 def test_a_table_gives_images_with_the_names_of_its_classes(tmp_path: Path) -> None:
     pictures = [_encoded(grey) for grey in (10, 20, 30)]
     feature = datasets.ClassLabel(names=["dog", "cat"])
-    source = open_images("hub", _save_table(tmp_path / "a", [1, 0, 1], feature, pictures))
+    source = open_set("hub:" + _save_table(tmp_path / "a", [1, 0, 1], feature, pictures), "train")
     assert source.class_names == ("dog", "cat")
     assert [(found.label, _grey(found.image)) for found in source] == [(1, 10), (0, 20), (1, 30)]
     texts = _save_table(tmp_path / "b", ["dog", "cat", "dog"], datasets.Value("string"), pictures)
-    source = open_images("hub", texts)
+    source = open_set(f"hub:{texts}", "train")
     assert source.class_names == ("cat", "dog")
     assert [found.label for found in source] == [1, 0, 1]
     numbers = _save_table(tmp_path / "c", [4, 0, 2], datasets.Value("int64"), pictures)
-    assert [found.label for found in open_images("hub", numbers)] == [4, 0, 2]
+    assert [found.label for found in open_set(f"hub:{numbers}", "train")] == [4, 0, 2]
 
 
 def test_a_damaged_row_is_replaced(tmp_path: Path) -> None:
     name = _save_table(tmp_path / "a", [0, 1], datasets.Value("int64"), [b"damaged", _encoded(20)])
-    assert [_grey(found.image) for found in open_images("hub", name)] == [20, 20]
+    assert [_grey(found.image) for found in open_set(f"hub:{name}", "train")] == [20, 20]
 
 
 def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"expected a column of images called one of image, .*got text"):
-        open_images("hub", str(tmp_path))
-
-
-def test_an_unknown_source_is_refused() -> None:
-    with pytest.raises(ValueError, match="source: expected one of scenes, photos, folder, hub, got 'foldr'"):
-        open_images("foldr", "somewhere")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("source", "path"), [("scenes", "somewhere"), ("folder", None), ("hub", None)])
-def test_source_and_path_must_fit(source, path) -> None:
-    with pytest.raises(ValueError, match=f"path: expected .* with source={source}, got {path}"):
-        open_images(source, path)
+        open_set(f"hub:{tmp_path}", "train")
 
 
 def test_sources_are_read_by_loader_processes(folder: Path) -> None:
-    source = open_images("folder", str(folder))
+    source = open_set(f"folder:{folder}", "train")
     loader = DataLoader(source, batch_size=None, num_workers=1)
     assert [found.label for found in loader] == [1, 1, 2]
