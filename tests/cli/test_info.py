@@ -9,7 +9,7 @@ import torch
 
 from command import THRESHOLD, Run
 from grouping_zoo import ZooGroupViTModel
-from grouping_zoo.data.scenes import CLASSES
+from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
 from grouping_zoo.hf.vision import publish
 from zoo import with_random_weights
