@@ -1,3 +1,5 @@
+"""`Grouping` against plain loops: composition, labels, probabilities, parts, and what it refuses."""
+
 import math
 from itertools import pairwise
 
@@ -6,10 +8,9 @@ import torch
 from torch import Tensor
 
 from grouping_zoo.grouping import Grouping
-from zoo import MODELS, SmallModel, case_name
+from invariants import assert_invariants
 
 SIZES = [None, (24, 32), (7, 11), (3, 4), (50, 13)]
-every_model = pytest.mark.parametrize("small", MODELS, ids=case_name)
 
 
 def random_grouping(counts: tuple[int, ...] = (12, 5, 3), heads: int = 2, batch: int = 3, **kwargs: object) -> Grouping:
@@ -151,70 +152,9 @@ def test_large_superpixel_labels_survive_resizing() -> None:
 # --- invariants of every grouping -----------------------------------------------------------------------------------
 
 
-def assert_invariants(grouping: Grouping, sizes: list[tuple[int, int] | None]) -> None:
-    for assignment in grouping.assignments:
-        assert torch.allclose(assignment.sum(-1), torch.ones(()).to(assignment), atol=1e-5)
-        assert (assignment >= 0).all()
-    for size in sizes:
-        maps = [grouping.labels(level, size) for level in range(grouping.num_levels)]
-        for level, labels in enumerate(maps):
-            assert labels.dtype == torch.int64
-            assert labels.min() >= 0
-            assert labels.max() < grouping.num_groups(level)
-            if size is not None:
-                assert tuple(labels.shape) == (grouping.batch_size, *size)
-            probabilities = grouping.probabilities(level, size)
-            assert probabilities.shape == (grouping.batch_size, grouping.num_groups(level), *labels.shape[1:])
-            assert torch.allclose(probabilities.sum(1), torch.ones(()).to(probabilities), atol=1e-5)
-        for fine, coarse in pairwise(maps):
-            for image in range(grouping.batch_size):
-                pairs = torch.stack([fine[image].flatten(), coarse[image].flatten()]).unique(dim=1)
-                assert pairs.shape[1] == fine[image].unique().numel(), "one fine group lies in two coarse ones"
-
-
 @every_kind
 def test_invariants(make) -> None:
     assert_invariants(make(), SIZES)
-
-
-@every_model
-def test_invariants_of_models(small: SmallModel) -> None:
-    model = small.create()
-    with torch.no_grad():
-        square, odd = model.forward_grouping(small.images()), model.forward_grouping(small.images(size=(29, 43)))
-        features = model.forward_features(small.images())
-    assert square.num_levels == small.num_levels
-    for grouping, size in ((square, (small.size, small.size)), (odd, (29, 43))):
-        assert_invariants(grouping, [None, size, (61, 18)])
-        assert len(grouping.tokens) == grouping.num_levels - 1
-        for level, tokens in enumerate(grouping.tokens, start=1):
-            assert tokens.shape[:2] == (2, grouping.num_groups(level))
-    assert torch.equal(square.tokens[-1], features), "the coarsest groups' tokens are the model's features"
-
-
-@every_model
-def test_every_pixel_of_a_padded_image_has_the_token_of_its_own_patch(small: SmallModel) -> None:
-    model = small.create()
-    patch, (height, width) = model.patch_size[0], (29, 43)
-    with torch.no_grad():
-        grouping = model.forward_grouping(small.images(size=(height, width)))
-    columns = math.ceil(width / patch)
-    expected = [[r // patch * columns + c // patch for c in range(width)] for r in range(height)]
-    assert grouping.labels(0, (height, width))[0].tolist() == expected
-
-
-@every_model
-def test_batch_gives_what_its_images_give_one_by_one(small: SmallModel) -> None:
-    model, images = small.create(), small.images(4)
-    with torch.no_grad():
-        joint = model.forward_grouping(images)
-        for index in range(4):
-            alone = model.forward_grouping(images[index : index + 1])
-            for a, b in zip(
-                joint[index].assignments + joint[index].tokens, alone.assignments + alone.tokens, strict=True
-            ):
-                assert torch.allclose(a, b, atol=1e-5)
-            assert torch.equal(joint[index].labels(size=(40, 40)), alone.labels(size=(40, 40)))
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

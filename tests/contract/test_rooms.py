@@ -31,7 +31,7 @@ def imported_rooms(file: Path) -> set[str]:
     return rooms
 
 
-@pytest.mark.parametrize("room", FLOOR_OF)
+@pytest.mark.parametrize("room", sorted(FLOOR_OF))
 def test_a_room_imports_from_lower_floors_alone(room: str) -> None:
     files = [*(SOURCE / room).rglob("*.py"), *SOURCE.glob(f"{room}.py")]
     assert files

@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForSemanticSegmentation
 
-import grouping_zoo  # noqa: F401 - registers the models
-from grouping_zoo.hf.checkpoint_folder import zoo_models
+from grouping_zoo.hf.image_text import ZooGroupViTConfig
+from grouping_zoo.hf.vision import CONFIGS
 from grouping_zoo.models import vt_fpn, vt_resnet
+from grouping_zoo.models.builder import zoo_models
+from grouping_zoo.models.family import FAMILIES
 
 WEIGHT_ARGUMENTS = sorted(
     {name for name in inspect.signature(timm.create_model).parameters if "pretrained" in name}
     | {"checkpoint_path", "cache_dir", "pretrained_backbone"}
 )
-MODEL_TYPES = {"groupvit": "zoo_groupvit", "cast": "cast", "pgt": "pgt", "vt_resnet": "vt_resnet", "vt_fpn": "vt_fpn"}
 
 
 @pytest.fixture
@@ -43,13 +45,15 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-def family(architecture: str) -> str:
-    return timm.model_entrypoint(architecture).__module__.rpartition(".")[2]
+def model_types(architecture: str) -> list[str]:
+    """Of its family's own classes, and of those that put a text encoder beside it."""
+    network_class = FAMILIES[timm.model_entrypoint(architecture).__module__]
+    return [CONFIGS[network_class].model_type, ZooGroupViTConfig.model_type]
 
 
-def folder(path: Path, architecture: str, model_args: dict[str, Any]) -> Path:
+def folder(path: Path, model_type: str, architecture: str, model_args: dict[str, Any]) -> Path:
     config = dict(
-        model_type=MODEL_TYPES[family(architecture)],
+        model_type=model_type,
         architecture=architecture,
         model_args=model_args,
         pretrained_cfg={},
@@ -62,10 +66,10 @@ def folder(path: Path, architecture: str, model_args: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("architecture", zoo_models())
 def test_no_argument_fetches_weights_by_any_door(architecture: str, tmp_path: Path, fetched: list[Any]) -> None:
-    for argument in WEIGHT_ARGUMENTS:
+    for argument, model_type in product(WEIGHT_ARGUMENTS, model_types(architecture)):
         value: Any = {"hf_hub_id": "nobody/nothing"} if "cfg" in argument else "hf-hub:nobody/nothing"
         for model_args in ({argument: value}, {"backbone_args": {argument: value}}):
-            checkpoint = folder(tmp_path, architecture, model_args)
+            checkpoint = folder(tmp_path, model_type, architecture, model_args)
             for pretrained in (False, True):  # the dummy weights fit no network
                 with contextlib.suppress(ValueError, TypeError, RuntimeError):
                     timm.create_model(f"local-dir:{checkpoint}", pretrained=pretrained)

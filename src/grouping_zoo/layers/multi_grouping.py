@@ -273,4 +273,5 @@ def _chunk_length(keys: Tensor, num_groups: int) -> int:
     if torch.compiler.is_exporting():  # a program for any batch size cannot depend on it
         return LONGEST_CHUNK
     entries = CHUNK_ENTRIES.get(keys.device.type, DEFAULT_CHUNK_ENTRIES)
-    return min(max(entries // (keys.shape[0] * keys.shape[1] * num_groups), SHORTEST_CHUNK), LONGEST_CHUNK)
+    per_token = max(1, keys.shape[0] * keys.shape[1] * num_groups)  # of an empty batch none
+    return min(max(entries // per_token, SHORTEST_CHUNK), LONGEST_CHUNK)

@@ -29,6 +29,8 @@ def check_superpixels(superpixels: Tensor, images: Tensor) -> None:
             f"superpixels: expected shape {(batch_size, height, width)} (B, H, W) to go with the images, "
             f"got {tuple(superpixels.shape)}"
         )
+    if batch_size == 0:
+        return
     lowest, highest = (int(value) for value in superpixels.aminmax())
     if lowest < 0 or highest >= height * width:
         raise ValueError(

@@ -41,7 +41,7 @@ def make_superpixels(images: Tensor, num_superpixels: int, method: SuperpixelMet
         raise ValueError(
             f"images: expected uint8 of shape (B, 3, H, W) or (B, 1, H, W), got {images.dtype} {tuple(images.shape)}"
         )
-    if method == "grid":
+    if method == "grid" or images.shape[0] == 0:
         labels = grid_labels(images.shape[-2], images.shape[-1], num_superpixels).to(images.device)
         return contiguous_labels(labels.expand(len(images), -1, -1))
     if method == "slic":
@@ -66,7 +66,7 @@ def superpixels_by_size(view: Tensor, size: int, method: SuperpixelMethod) -> Te
 def contiguous_labels(labels: Tensor) -> Superpixels:
     """Renumbers the labels of each image (B, H, W) from 0 without gaps, in their order."""
     flat = labels.flatten(1).long()
-    if flat.shape[1] == 0 or flat.amin() < 0:
+    if flat.shape[1] == 0 or (flat < 0).any():
         raise ValueError(f"labels: expected values of at least 0 in every image, got shape {tuple(labels.shape)}")
     # An image's labels may be any numbers: sort them, count the steps, and put the counts back in place.
     values, order = flat.sort(dim=1)

@@ -305,6 +305,7 @@ class CAST(GroupingNetwork):
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         self.num_clusters = self.num_clusters[: last + 1]
+        self.stages[-1].pooling.requires_grad_(False)  # which the features do not need, see the class
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
@@ -427,7 +428,7 @@ class CAST(GroupingNetwork):
         features = self.patch_embed(x)  # (B, h * w, C)
         grid = self.patch_embed.grid(*x.shape[-2:])
         size = self.patch_embed.grid_size
-        number = int(superpixels.max()) + 1
+        number = int(superpixels.max()) + 1 if x.shape[0] else 1
         if not self.dense:
             labels = nearest_labels(superpixels, grid)
             pos_embed = self.pos_embed

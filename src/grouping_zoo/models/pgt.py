@@ -313,7 +313,9 @@ class PGT(GroupingNetwork):
     @property
     def grouping_args(self) -> dict[str, Any]:
         """See `forward_grouping`."""
-        return dict(layer=-1, head=None, num_groups=self.num_groups, num_iters=self.num_iters, seed=0)
+        starts = (end - depth for end, depth in zip(accumulate(self.depths), self.depths, strict=True))
+        num_groups = tuple(self.num_groups[start] for start in starts)  # one a block, as a call takes them
+        return dict(layer=-1, head=None, num_groups=num_groups, num_iters=self.num_iters, seed=0)
 
     def forward_grouping(
         self,
@@ -440,7 +442,9 @@ class PGT(GroupingNetwork):
     def _draw_noise(self, num_groups: int, seed: int) -> Tensor:
         """Unit Gaussian (A, M, d of the widest block), drawn on the CPU so that devices agree."""
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(num_groups, self.num_heads, max(self.group_dims), generator=generator, device="cpu")
+        shape = (num_groups, self.num_heads, max(self.group_dims))
+        # Not in the default precision, which transformers changes while it makes a network.
+        noise = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
         return noise.transpose(0, 1)
 
 

@@ -6,37 +6,32 @@ from typing import Any
 import numpy as np
 import pytest
 import skimage.data
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from grouping_zoo import CASTBackbone, CASTForImageClassification, CASTForSemanticSegmentation, CASTImageProcessor
+from grouping_zoo import CASTForImageClassification, CASTForSemanticSegmentation, CASTImageProcessor
 from grouping_zoo import CASTModel as Model
 from grouping_zoo.hf.vision import ZooVisionConfig, publish
-from zoo import with_random_weights
+from zoo import SMALL, with_random_weights
 
-SMALL: dict[str, Any] = dict(embed_dim=32, num_heads=2, depths=(2, 1, 1, 1), num_clusters=(12, 8, 5, 3))
 CASES = {"plain": "cast_small", "dense": "cast_seg_small"}
 CLASSES = [CASTForImageClassification, CASTForSemanticSegmentation, Model]
 every_case = pytest.mark.parametrize("case", CASES)
 every_class = pytest.mark.parametrize("model_class", CLASSES)
 
 
+images = SMALL["cast_small"].images
+
+
 def network(case: str = "plain", **kwargs: Any) -> Any:
-    torch.manual_seed(0)
-    settings = dict(SMALL, img_size=64, superpixel_size=8, num_classes=5) | kwargs
-    return with_random_weights(timm.create_model(CASES[case], **settings).eval())
+    return SMALL[CASES[case]].create(**kwargs)
 
 
 def model_of(model_class: Any, case: str = "plain") -> Any:
     """A small model in evaluation mode, none of its weights zero."""
     return with_random_weights(model_class(ZooVisionConfig.of_network(network(case))).eval())
-
-
-def images(batch_size: int = 2, size: tuple[int, int] = (64, 64)) -> Tensor:
-    return torch.randn(batch_size, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def squares(side: int, size: int = 64) -> Tensor:
@@ -125,33 +120,6 @@ def test_batch_of_different_label_counts_gives_what_its_images_give_one_by_one(c
                 assert torch.allclose(joint[field][i], alone[field][0], atol=1e-4), field
         for level in range(alone.grouping.num_levels):
             assert torch.equal(joint.grouping[i].labels(level), alone.grouping.labels(level))
-
-
-@every_class
-@torch.no_grad()
-def test_number_of_clusters_per_call(model_class: Any) -> None:
-    model = model_of(model_class)
-    output = model(images(), num_clusters=(20, 10, 4, 2))
-    assert [output.grouping.num_groups(level) for level in range(1, 5)] == [20, 10, 4, 2]
-    assert [model(images()).grouping.num_groups(level) for level in range(1, 5)] == [12, 8, 5, 3]
-    found = model.forward_grouping(images(), num_clusters=(20, 10, 4, 2))
-    assert torch.equal(found.labels(-1), output.grouping.labels(-1))
-    with pytest.raises(ValueError, match="num_clusters: expected 4 numbers"):
-        model(images(), num_clusters=(20, 10))
-    with pytest.raises(TypeError, match="num_groups"):
-        model(images(), num_groups=3)
-
-
-@torch.no_grad()
-def test_backbone_takes_superpixels_and_clusters() -> None:
-    backbone = model_of(CASTBackbone)
-    superpixels = squares(8).expand(2, -1, -1)
-    found = backbone(images(), superpixels, num_clusters=(6, 4, 3, 2)).feature_maps[-1]
-    expected = backbone.model.forward_intermediates(
-        images(), [3], superpixels=superpixels, num_clusters=(6, 4, 3, 2), intermediates_only=True
-    )
-    assert torch.equal(found, expected[0])
-    assert not torch.allclose(found, backbone(images()).feature_maps[-1])
 
 
 # --- heads ----------------------------------------------------------------------------------------------------------

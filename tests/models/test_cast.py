@@ -1,58 +1,39 @@
-"""CAST as a timm model: golden outputs, checkpoints, superpixels of all kinds, the hierarchy, timm's surface."""
+"""CAST as a timm model: golden outputs, checkpoints, superpixels of all kinds, the hierarchy."""
 
-import copy
 import json
 import math
 import re
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-from timm.models import group_parameters
 from torch import Tensor
 
 import grouping_zoo.models.cast
 from golden_weights import GOLDEN, made_up_weights, photo
-from grouping_zoo.grouping import Grouping
 from grouping_zoo.models.cast_checkpoint import checkpoint_filter_fn, moco_encoder
 from grouping_zoo.models.cast_parts import sincos_position_code
-from zoo import with_random_weights
+from invariants import assert_invariants, assert_same_image
+from zoo import SMALL
 
-SMALL: dict[str, Any] = dict(embed_dim=32, num_heads=2, depths=(2, 1, 1, 1), num_clusters=(12, 8, 5, 3), num_classes=5)
 CASES = {"plain": "cast_small", "dense": "cast_seg_small", "nano": "cast_nano"}
 every_case = pytest.mark.parametrize("case", CASES)
 
 
+images = SMALL["cast_small"].images
+
+
 def small_model(case: str, **kwargs: Any) -> Any:
     """A small CAST for 64x64 images, in evaluation mode, always with the same weights, none of them zero."""
-    torch.manual_seed(0)
-    settings = dict(SMALL, img_size=64, superpixel_size=8) | kwargs
-    return with_random_weights(timm.create_model(CASES[case], **settings).eval())
-
-
-def images(batch_size: int = 2, size: tuple[int, int] = (64, 64), channels: int = 3) -> Tensor:
-    return torch.randn(batch_size, channels, *size, generator=torch.Generator().manual_seed(1))
+    return SMALL[CASES[case]].create(**kwargs)
 
 
 def blocks_of_labels(size: tuple[int, int], side: int) -> Tensor:
     """(1, H, W) squares of `side` pixels, numbered row by row."""
     rows, columns = (torch.arange(length) // side for length in size)
     return (rows[:, None] * (int(columns[-1]) + 1) + columns)[None]
-
-
-def assert_equal_images(joint: Grouping, alone: Grouping, image: int) -> None:
-    """The image of a batch has the groups that it has on its own; what is there for other images alone is unused."""
-    for a, b in zip(joint.assignments, alone.assignments, strict=True):
-        fine, coarse = b.shape[2:]
-        assert torch.allclose(a[image, :, :fine, :coarse], b[0], atol=1e-5)
-        assert not a[image, :, :fine, coarse:].any()
-    for a, b in zip(joint.tokens, alone.tokens, strict=True):
-        assert torch.allclose(a[image, : b.shape[1]], b[0], atol=1e-4)
-    for level in range(alone.num_levels):
-        assert torch.equal(joint[image].labels(level), alone.labels(level))
 
 
 # --- official numbers -----------------------------------------------------------------------------------------------
@@ -254,7 +235,7 @@ def test_batch_of_different_label_counts_gives_what_its_images_give_one_by_one(c
     attention = model.class_attention(x, -1, superpixels)
     for i in range(5):
         alone = model.forward_grouped(x[i : i + 1], superpixels[i : i + 1])
-        assert_equal_images(joint.grouping, alone.grouping, i)
+        assert_same_image(joint.grouping[i], alone.grouping)
         assert torch.allclose(logits[i : i + 1], model(x[i : i + 1], superpixels[i : i + 1]), atol=1e-4)
         weights = model.class_attention(x[i : i + 1], -1, superpixels[i : i + 1]).weights[0]
         assert torch.allclose(attention.weights[i, :, : weights.shape[1]], weights, atol=1e-5)
@@ -316,18 +297,9 @@ def test_hierarchy_is_nested_and_covers_every_pixel(case: str, size: tuple[int, 
     for superpixels in given:
         grouping = model.forward_grouping(x, superpixels)
         assert grouping.num_levels == 5
-        for assignment in grouping.assignments:
-            assert torch.allclose(assignment.sum(dim=3), torch.ones(()), atol=1e-5)
-        maps = [grouping.labels(level) for level in range(5)]
+        assert_invariants(grouping, [None])
         if superpixels is not None:
-            assert torch.equal(maps[0], superpixels.long())
-        for level, (fine, coarse) in enumerate(pairwise(maps)):
-            assert coarse.shape == (2, *size)
-            assert coarse.min() >= 0
-            assert coarse.max() < grouping.num_groups(level + 1)
-            for i in range(2):
-                for label in fine[i].unique():
-                    assert coarse[i][fine[i] == label].unique().numel() == 1
+            assert torch.equal(grouping.labels(0), superpixels.long())
         assert model(x, superpixels).isfinite().all()
 
 
@@ -434,125 +406,34 @@ def test_class_attention_is_that_of_the_block(case: str) -> None:
         model.class_attention(x, 5)
 
 
-# --- timm's surface -------------------------------------------------------------------------------------------------
-
-
 @every_case
-def test_gradients_reach_every_parameter_that_is_not_frozen(case: str) -> None:
-    model = small_model(case).train()
-    superpixels = blocks_of_labels((64, 64), 8).repeat(2, 1, 1)
-    (model(images(), superpixels) * torch.linspace(-1, 1, 5)).square().sum().backward()
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen == {
-        name for name, _ in model.named_parameters() if name.startswith(("pos_embed", "stages.3.pooling"))
-    }
-    assert {name for name, p in model.named_parameters() if p.grad is None} == frozen
-
-
-@every_case
-def test_gradient_checkpointing_gives_equal_gradients(case: str) -> None:
-    gradients = []
-    for enable in (False, True):
-        model = small_model(case)
-        model.set_grad_checkpointing(enable)
-        model(images()).square().sum().backward()
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert torch.allclose(gradient, gradients[1][name], rtol=1e-4, atol=1e-5 * float(gradient.abs().max())), name
-
-
-@every_case
-@torch.no_grad()
-def test_heads(case: str) -> None:
-    model, x = small_model(case), images()
-    features = model.forward_features(x)
-    pooled = model.forward_head(features, pre_logits=True)
-    assert torch.equal(pooled, features[:, 0])
-    assert torch.equal(model(x), model.get_classifier()(pooled))
-    model.reset_classifier(7)
-    assert model(x).shape == (2, 7)
-    model.reset_classifier(0, "")
-    assert torch.equal(model(x), features)
-    with pytest.raises(ValueError, match="global_pool"):
-        model.reset_classifier(0, "max")
+def test_the_position_code_and_the_last_pooling_are_frozen(case: str) -> None:
+    named = dict(small_model(case).named_parameters())
+    frozen = {name for name, parameter in named.items() if not parameter.requires_grad}
+    assert frozen == {name for name in named if name.startswith(("pos_embed", "stages.3.pooling"))}
 
 
 @every_case
 @pytest.mark.parametrize("size", [(64, 64), (61, 47)])
 @torch.no_grad()
-def test_intermediates_and_features_only(case: str, size: tuple[int, int]) -> None:
+def test_maps_hold_in_each_cell_the_token_of_its_superpixel(case: str, size: tuple[int, int]) -> None:
     model, x = small_model(case), images(size=size)
-    final, maps = model.forward_intermediates(x)
-    assert torch.equal(final, model.forward_features(x))
-    reduction = model.feature_info[0]["reduction"]
-    grid = tuple(math.ceil(side / reduction) for side in size)
-    assert [tuple(m.shape) for m in maps] == [(2, 32, *grid)] * 4
+    _, maps = model.forward_intermediates(x)
     grouped = model.forward_grouped(x)
-    tokens = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
     for level in range(4):
-        assert torch.equal(tokens[level], grouped.stages[level])
         labels = grouped.grouping.labels(level)
-        row, column = 3 * size[0] // grid[0], 2 * size[1] // grid[1]
-        assert torch.equal(maps[level][1, :, 3, 2], tokens[level][1, labels[1, row, column]])
-    stopped = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
-    assert torch.equal(stopped[0], maps[1])
-    normed = model.forward_intermediates(x, indices=1, norm=True, intermediates_only=True, output_fmt="NLC")[0]
-    assert torch.equal(normed, model.norm(tokens[3]))
-    with pytest.raises(ValueError, match="output_fmt: expected 'NCHW' or 'NLC', got 'NHWC'"):
-        model.forward_intermediates(x, output_fmt="NHWC")
-
-    backbone = small_model(case, features_only=True, out_indices=(1, 2))
-    assert backbone.feature_info.channels() == [32, 32]
-    assert backbone.feature_info.reduction() == [reduction] * 2
-    backbone.load_state_dict({f"model.{k}": v for k, v in model.state_dict().items()}, strict=False)
-    for found, expected in zip(backbone(x), maps[1:3], strict=True):
-        assert torch.equal(found, expected)
-
-
-@every_case
-def test_parameter_groups(case: str) -> None:
-    model = small_model(case)
-    names = dict(model.named_parameters())
-    for coarse in (False, True):
-        groups = group_parameters(model, model.group_matcher(coarse=coarse))
-        assert sorted(name for group in groups.values() for name in group) == sorted(names)
-    assert model.no_weight_decay() <= set(names)
-
-
-@every_case
-@torch.no_grad()
-def test_precisions_copies_and_other_inputs(case: str) -> None:
-    model, x = small_model(case), images()
-    superpixels = model.make_superpixels(x)
-    expected = model(x, superpixels)
-    assert torch.equal(copy.deepcopy(model)(x, superpixels), expected)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(x, superpixels).isfinite().all()
-        assert model.forward_grouping(x, superpixels).assignments[0].dtype == torch.float32
-    assert copy.deepcopy(model).bfloat16()(x.bfloat16(), superpixels).isfinite().all()
-    for channels in (1, 4):
-        other = small_model(case, in_chans=channels, drop_path_rate=0.2).train()
-        assert other(images(channels=channels)).isfinite().all()
-    with pytest.raises(ValueError, match=r"CAST: expected images of shape \(B, 3, H, W\), got \(2, 1, 64, 64\)"):
-        model(images(channels=1))
+        row, column = 3 * size[0] // maps[level].shape[2], 2 * size[1] // maps[level].shape[3]
+        assert torch.equal(maps[level][1, :, 3, 2], grouped.stages[level][1, labels[1, row, column]])
 
 
 @torch.no_grad()
-def test_compiled_model_gives_the_same() -> None:
-    model, x = small_model("plain", depths=(1, 1), num_clusters=(4, 2)), images(1)
-    superpixels = blocks_of_labels((64, 64), 16)
-    compiled = torch.compile(model, backend="eager")
-    assert torch.allclose(compiled(x, superpixels), model(x, superpixels), atol=1e-5)
+def test_the_images_feature_is_the_class_token() -> None:
+    model, x = small_model("plain"), images()
+    assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), model.forward_features(x)[:, 0])
 
 
 @pytest.mark.parametrize("name", ["cast_small", "cast_base", "cast_small_deep", "cast_base_deep", "cast_seg_small"])
-def test_registered_names(name: str) -> None:
-    with torch.device("meta"):
-        model = timm.create_model(name)
-    assert model.num_classes == 1000
+def test_published_depths_and_widths(name: str) -> None:
+    model = timm.create_model(name, device="meta")
     assert sum(len(stage.blocks) for stage in model.stages) == (15 if "deep" in name else 11)
     assert model.embed_dim == (768 if "base" in name else 384)
-    assert f"{model.pretrained_cfg['first_conv']}.weight" in model.state_dict()
-    with pytest.raises(RuntimeError, match="No pretrained weights"):
-        timm.create_model(name, pretrained=True)
