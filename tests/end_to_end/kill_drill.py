@@ -176,6 +176,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="KEY=VALUE for the recipe")
     options = parser.parse_args()
     random.seed(options.seed)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the trainings would ignore it
     torch.set_num_threads(1)  # threads would not survive the forking
     recipe_module.TASKS.update(toy_task.TASKS)
     tried, survived = Counter[Kind](), Counter[Kind]()
@@ -194,7 +195,7 @@ def main() -> None:
             drill = Drill(Path(folder) / f"{name}-{tried.total()}", options, processes, streaming)
             killed: list[Kind] = []
             while queue[processes] and len(killed) < KILLS_PER_RUN and tried.total() + len(killed) < options.kills:
-                if not drill.kill(queue[processes][0], random.random() ** 2 * 2):
+                if not drill.kill(queue[processes][0], random.random() ** 2):
                     break
                 killed.append(queue[processes].pop(0))
             drill.finish()
