@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from command import THRESHOLD, Run, loud_libraries, mistake
+from grouping_zoo.cli import evaluate
 from grouping_zoo.data.sets.scenes import CLASSES
 from grouping_zoo.engine import cpu_launch
 from grouping_zoo.hf.vision import publish
@@ -210,8 +211,8 @@ def test_two_processes_give_the_metrics_of_one(run: Run, cast: Path, tmp_path: P
 
 def test_accelerate_launch_on_the_cpu_starts_the_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(cpu_launch, "started_alone_by_accelerate", lambda: True)
-    monkeypatch.setattr(cpu_launch, "processes_asked_for", lambda: 2)
+    monkeypatch.setattr(evaluate, "started_alone_by_accelerate", lambda: True)
+    monkeypatch.setattr(evaluate, "processes_asked_for", lambda: 2)
     monkeypatch.setattr(cpu_launch, "torchrun", started.append)
     monkeypatch.setattr(sys, "argv", ["cli", "eval", "some"])
     assert run("eval", "some").code == 0

@@ -22,9 +22,9 @@ ZERO_SHOT = dict(class_names=None, templates=["{}"], background_threshold=0.05, 
         ("vt_fpn_nano_scenes", dict(images=7, split="val"), dict(tasks=["segmentation"], images=7, split="val")),
         ("vt_fpn_nano_scenes", dict(images=0), dict(tasks=[])),
         (
-            "groupvit_nano_scenes",
+            "groupvit_nano_scenes_quick",
             dict(images=9, **ZERO_SHOT),
-            dict(tasks=["zero-shot-cls", "zero-shot-seg", "hierarchy"], images=9, data="scenes"),
+            dict(tasks=["zero-shot-cls", "zero-shot-seg", "hierarchy"], images=9),
         ),
     ],
 )
@@ -40,15 +40,18 @@ def test_old_sections_open(name: str, old: dict[str, Any], new: dict[str, Any], 
         assert opened["zero_shot"].items() >= ZERO_SHOT.items()
 
 
-def test_the_split_of_the_training_and_digits_are_kept() -> None:
+def test_the_split_and_the_scenes_are_kept() -> None:
     old = dict(task="dino", data=dict(split="mine"), evaluation=dict(train_images=3, test_images=2))
     assert with_current_keys(old)["evaluation"]["train_split"] == "mine"
-    old = dict(task="image_text", data=dict(objects="digits"), evaluation=dict(images=3))
-    assert with_current_keys(old)["evaluation"]["data"] == "digits"
+    for objects, data in (("shapes", "scenes"), ("digits", "digits")):
+        old = dict(task="image_text", data=dict(source="folder", objects=objects), evaluation=dict(images=3))
+        assert with_current_keys(old)["evaluation"]["data"] == data
 
 
 def test_current_sections_and_mistakes_are_left_as_they_are() -> None:
     current = dict(task="dino", evaluation=dict(tasks=["linear"], images=3))
     assert with_current_keys(current) == current
     assert with_current_keys(dict(task="dino")) == dict(task="dino")
+    based = dict(base="cast_nano_scenes", evaluation=dict(images=3))
+    assert with_current_keys(based) == based
     assert with_current_keys(dict(task="dino", evaluation=dict(imagess=3)))["evaluation"] == dict(imagess=3)

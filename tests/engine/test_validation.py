@@ -18,9 +18,8 @@ from grouping_zoo.evaluation.tasks import TASKS
 from grouping_zoo.hf.checkpoint_folder import open_checkpoint
 from grouping_zoo.inference.zero_shot import prompt_templates, segmenter_settings
 from processes import train_in_two_processes
+from short_runs import short
 from toy_task import log_lines
-
-SHORT = ["run.steps=2", "run.batch_size=8", "run.num_workers=0", "schedule.warmup_steps=1", "data.length=16"]
 
 
 def checkpoint_metrics(folder: Path, tasks: list[str], data: EvaluationSet) -> dict[str, float]:
@@ -42,36 +41,36 @@ def test_crop_pct_counts_in_training_too(tmp_path: Path) -> None:
                 file = tmp_path / "images" / split / name / f"{number}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(rng.integers(255, size=(40, 52, 3), dtype=np.uint8)).save(file)
-    images = [f"data.path={tmp_path / 'images'}", "data.source=folder", "data.split=train", "data.image_size=64"]
-    tasks = ["evaluation.tasks=[top1,knn]", "evaluation.images=20", "evaluation.train_images=null"]
-    found = train(
-        load_recipe("vt_resnet_nano_scenes", [*SHORT, *images, *tasks, f"run.output_dir={tmp_path / 'run'}"]),
-        progress_bar=False,
-    )
+    settings = [
+        "model.architecture=vt_resnet18",
+        "data.source=folder",
+        f"data.path={tmp_path / 'images'}",
+        "evaluation.tasks=[top1,knn]",
+        "evaluation.images=20",
+        "evaluation.train_images=null",
+    ]
+    found = train(short("class", tmp_path / "run", *settings), progress_bar=False)
     data = EvaluationSet(spec=f"folder:{tmp_path / 'images'}", images=20)
     checkpoint = tmp_path / "run" / "checkpoint"
-    assert timm.create_model(f"local-dir:{checkpoint}", pretrained=True).pretrained_cfg["crop_pct"] < 1
+    assert timm.create_model(f"local-dir:{checkpoint}", pretrained=True).pretrained_cfg["crop_pct"] == 0.875
     assert found == checkpoint_metrics(checkpoint, ["top1", "knn"], data)
 
 
 def test_a_model_with_text_is_validated_on_any_data_set(tmp_path: Path) -> None:
     settings = ["evaluation.data=digits", "evaluation.images=5", "evaluation.tasks=[zero-shot-cls,zero-shot-seg]"]
-    found = train(
-        load_recipe("groupvit_nano_scenes_quick", [*SHORT, *settings, f"run.output_dir={tmp_path}"]),
-        progress_bar=False,
-    )
+    found = train(short("image_text", tmp_path, *settings), progress_bar=False)
     data = EvaluationSet(spec="digits", images=5)
     assert found == checkpoint_metrics(tmp_path / "checkpoint", ["zero-shot-cls", "zero-shot-seg"], data)
 
 
 def test_several_processes_validate_the_network_that_is_exported(tmp_path: Path) -> None:
-    # Batch norm: each process has statistics of its own.
-    tasks = ["zero-shot-cls", "zero-shot-seg"]
-    settings = [f"evaluation.tasks=[{','.join(tasks)}]", "evaluation.images=40", "run.ema_decay=0.5"]
-    train_in_two_processes(load_recipe("groupvit_nano_scenes_quick", [*SHORT, *settings, f"run.output_dir={tmp_path}"]))
-    found = checkpoint_metrics(tmp_path / "checkpoint", tasks, EvaluationSet(images=40))
+    # Batch norm in the stem: each process has statistics of its own, and the entropies show any difference.
+    settings = ["evaluation.tasks=[hierarchy]", "evaluation.images=40", "run.ema_decay=0.5"]
+    train_in_two_processes(short("image_text", tmp_path, *settings))
+    found = checkpoint_metrics(tmp_path / "checkpoint", ["hierarchy"], EvaluationSet(images=40))
     logged = log_lines(tmp_path)[-1]
-    assert {name: logged[f"validation/{name}"] for name in found} == found
+    # Each process computes with fewer threads than this one, which adds up in another order.
+    assert {name: logged[f"validation/{name}"] for name in found} == pytest.approx(found, rel=1e-6)
 
 
 def test_captions_without_masks_need_a_data_set(tmp_path: Path) -> None:

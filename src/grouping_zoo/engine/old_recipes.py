@@ -5,7 +5,7 @@
 | dino, moco_v3: `test_images`, `train_images` | `tasks: [knn]`, `images`, `train_images` |
 | dino, moco_v3: `neighbours`, `temperature` | gone: `knn` has 20 neighbours, and logs other numbers of them too |
 | supervised: `images` | `tasks: [top1]`, or `[segmentation]` with `target: mask` |
-| image_text: `images` | `tasks: [zero-shot-cls, zero-shot-seg, hierarchy]`, `data: scenes` or `digits` |
+| image_text: `images` | `tasks: [zero-shot-cls, zero-shot-seg, hierarchy]`, `data: scenes` for captions of others |
 | image_text: all other keys | section `zero_shot:` |
 """
 
@@ -29,20 +29,20 @@ def with_current_keys(settings: Mapping[str, Any]) -> dict[str, Any]:
     old = settings.get("evaluation")
     if not isinstance(old, Mapping) or "tasks" in old or "base" in settings:  # there were no bases
         return dict(settings)
-    data = settings.get("data") or {}
+    data, is_text = settings.get("data") or {}, settings.get("task") == "image_text"
     kept = {key: value for key, value in old.items() if key not in (*GONE, *ZERO_SHOT) and value is not None}
     images = kept.pop("images", 0) or old.get("test_images", 0)
-    if not kept.get("train_images", 1):
-        del kept["train_images"]
     if images:
         kept |= {"tasks": _tasks(settings), "images": images}
-    if data.get("split"):
-        kept.setdefault("train_split", data["split"])
-    if settings.get("task") != "image_text":
-        return {**settings, "evaluation": kept}
-    kept.setdefault("data", "digits" if data.get("objects") == "digits" else "scenes")
-    zero_shot = {key: old[key] for key in ZERO_SHOT if key in old}
-    return {**settings, "evaluation": kept, "zero_shot": zero_shot}
+        if data.get("split") and not is_text:
+            kept["train_split"] = data["split"]
+        if is_text and data.get("source", "scenes") != "scenes":
+            kept["data"] = "digits" if data.get("objects") == "digits" else "scenes"
+    else:
+        kept.pop("train_images", None)
+        kept.pop("split", None)
+    zero_shot = {"zero_shot": {key: old[key] for key in ZERO_SHOT if key in old}}
+    return {**settings, "evaluation": kept, **(zero_shot if is_text else {})}
 
 
 def _tasks(settings: Mapping[str, Any]) -> list[str]:

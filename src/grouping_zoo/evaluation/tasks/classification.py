@@ -115,7 +115,7 @@ class ZeroShotClassification(Task):
         metric = PresentClassAccuracy()
 
         def compute(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-            probabilities = model.call(lambda pixels: classify(towers, pixels, text), batch).cpu()
+            probabilities = model.call(lambda pixels, **inputs: classify(towers, pixels, text, **inputs), batch).cpu()
             return probabilities, present_classes(batch, len(data.class_names), data.background, data.ignore_index)
 
         crop: CropMode = "center" if "mask" in data.knows else "classification"
