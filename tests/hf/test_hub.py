@@ -37,7 +37,7 @@ print(json.dumps([source, plain_timm_source("user/nano"), float(subject.network.
 
 READ_DATA_SET = """
 import json
-from grouping_zoo.data.image_text import hub_images
+from grouping_zoo.data.captioned import hub_images
 stored, streamed = (hub_images("user/pictures", "train", streaming=streaming) for streaming in (False, True))
 streamed_samples = [streamed.reader.read(row, "row", epoch=0) for row in streamed.rows]
 print(json.dumps([[sample.caption for sample in some] for some in ([stored[i] for i in range(3)], streamed_samples)]))
