@@ -298,7 +298,7 @@ def test_wrong_settings_are_named(target: str, overrides: list[str], message: st
     ("target", "overrides", "message"),
     [
         ("class", ["model.architecture=vt_fpn_nano", "model.model_args={}"], "expected a classifier with target=class"),
-        ("mask", ["model.architecture=resnet18", "model.model_args={}"], "expected a VT-FPN or semantic FPN with"),
+        ("mask", ["model.architecture=resnet18", "model.model_args={}"], "expected one that predicts pixels, such as"),
         ("mask", ["augmentation.policy=auto_augment"], "augmentation.policy: expected null with target=mask"),
         ("class", ["evaluation.split=test"], "split: expected one of .*got 'test'"),
         ("mask", ["evaluation.tasks=[top1]"], "task: top1 does not fit: vt_fpn_nano is no model for it; choose from"),

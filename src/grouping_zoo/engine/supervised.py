@@ -10,7 +10,7 @@ from grouping_zoo.data.sets import Knowledge, set_names
 from grouping_zoo.data.sets.label_maps import IGNORE_INDEX
 from grouping_zoo.engine.vision import VisionRecipe, VisionTask
 from grouping_zoo.hf.checkpoint_folder import timm_source
-from grouping_zoo.models.vt_fpn import SemanticFPN
+from grouping_zoo.models.family import as_grouping_network
 from grouping_zoo.objectives.supervised import ClassificationConfig, ClassificationObjective, SegmentationObjective
 
 
@@ -79,10 +79,11 @@ class SupervisedTask(VisionTask):
     def check_network(self) -> None:
         """See `VisionTask`: a network for images or pixels, whichever the target is."""
         wanted, architecture = self.recipe.target == "mask", self.recipe.model.architecture
-        if isinstance(self.network, SemanticFPN) != wanted:
+        grouping_network = as_grouping_network(self.network)
+        if (grouping_network is not None and grouping_network.predicts_pixels) != wanted:
+            expected = "one that predicts pixels, such as a VT-FPN," if wanted else "a classifier"
             raise ValueError(
-                f"model.architecture: expected {'a VT-FPN or semantic FPN' if wanted else 'a classifier'} with "
-                f"target={self.recipe.target}, got {architecture}"
+                f"model.architecture: expected {expected} with target={self.recipe.target}, got {architecture}"
             )
 
 
