@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,13 @@ from zoo import with_random_weights
 
 # One thread: sums, and so results to the last bit, do not depend on the number of cores.
 torch.set_num_threads(1)
+
+# A first backward pass before anything is compiled: torch's compiler registers devices, for which a first pass after it
+# starts threads, and forked processes could then run no backward pass.
+torch.ones(1, requires_grad=True).sum().backward()
+
+# A shell starts programs in the background with interrupts ignored, which the programs that tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
