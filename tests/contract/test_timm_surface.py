@@ -18,6 +18,7 @@ from timm.models import get_pretrained_cfg, group_parameters
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
+from exemptions import EXEMPTIONS
 from grouping_zoo.models.builder import zoo_models
 from grouping_zoo.models.family import GroupingNetwork, as_grouping_network
 from zoo import MODELS, SmallModel, every_model, loss_of
@@ -43,6 +44,13 @@ def assert_close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 def test_every_registered_architecture_is_in_the_table() -> None:
     assert {small.name for small in MODELS} == set(NAMES)
     assert len({small.case for small in MODELS}) == len(MODELS)
+
+
+@pytest.mark.parametrize(("test", "case"), EXEMPTIONS)
+def test_every_exemption_is_of_a_test_and_an_architecture(test: str, case: str) -> None:
+    modules = Path(__file__).parent.glob("test_*.py")
+    assert any(f"def {test}(" in module.read_text() for module in modules)
+    assert any(small.case.startswith(case) for small in MODELS)
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from timm.models import save_for_hf
 from grouping_zoo.hf.checkpoint_folder import packaged_checkpoints
 from hub_server import hub_server
 
+pytestmark = pytest.mark.slow  # each test imports everything anew in a process of its own
+
 OPEN_BOTH_DOORS = """
 import json, timm, torch
 import grouping_zoo
