@@ -8,10 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from grouping_zoo.cli.parsing import Parser
+from grouping_zoo.start_up import INTERRUPTED_EXIT_CODE
 from grouping_zoo.user_errors import report_user_errors
 from grouping_zoo.version import __version__
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 class Command(NamedTuple):
